@@ -1,0 +1,38 @@
+"""The error that a user's mistake raises, and the few checks that all config files share."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def one_of(field: str, value: str, choices: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of `choices`; suggests the nearest."""
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{field}: unknown value {value!r}{hint} (valid: {', '.join(choices)})")
+
+
+def at_least(field: str, value: float | None, low: float) -> None:
+    """Raises ConfigError unless `value` is None or ≥ `low`."""
+    require(value is None or value >= low, f"{field}: expected a value ≥ {low:g}, got {value}")
+
+
+def above(field: str, value: float | None, low: float) -> None:
+    """Raises ConfigError unless `value` is None or > `low`."""
+    require(value is None or value > low, f"{field}: expected a value > {low:g}, got {value}")
+
+
+def within(field: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless `low` ≤ `value` ≤ `high`."""
+    require(low <= value <= high, f"{field}: expected a value from {low:g} to {high:g}, got {value}")

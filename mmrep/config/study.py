@@ -1,0 +1,46 @@
+"""A paired comparison: which poolings, which seeds, against which baseline."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmrep.config.checks import one_of, require, within
+from mmrep.config.pooling import PoolConfig
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study.
+
+    Attributes:
+        pools: the heads compared, each as in `model.pool`.
+        seeds: one training run of every head a seed; differences are paired by seed.
+        baseline: label of the head the others are compared to; None: `avg` where it takes part, else the first.
+        confidence: level of the intervals.
+    """
+
+    pools: list[str | dict[str, Any]] = field(default_factory=lambda: ["cls", "avg", "ggem"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    baseline: str | None = None
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        require(len(self.pools) > 0, "study.pools: expected at least one head")
+        labels = [str(pool.label) for pool in self.poolings]
+        require(len(set(labels)) == len(labels), f"study.pools: two heads share a label ({', '.join(labels)})")
+        require(len(self.seeds) > 0, "study.seeds: expected at least one seed")
+        require(len(set(self.seeds)) == len(self.seeds), f"study.seeds: each seed once, got {self.seeds}")
+        require(min(self.seeds) >= 0, f"study.seeds: expected seeds ≥ 0, got {self.seeds}")
+        within("study.confidence", self.confidence, 0.5, 0.9999)
+        if self.baseline is not None:
+            one_of("study.baseline", self.baseline, labels)
+
+    @property
+    def poolings(self) -> list[PoolConfig]:
+        """The heads, in their long form."""
+        return [PoolConfig.parse(pool, f"study.pools[{i}]") for i, pool in enumerate(self.pools)]
+
+    @property
+    def reference(self) -> str:
+        """Label of the baseline."""
+        labels = [str(pool.label) for pool in self.poolings]
+        return self.baseline or ("avg" if "avg" in labels else labels[0])

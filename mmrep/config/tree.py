@@ -1,0 +1,68 @@
+"""The whole config of a verb, made of the rooms' parts."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmrep.config.checks import at_least, require
+from mmrep.config.data import DataConfig
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.config.loss import LossConfig
+from mmrep.config.model import ModelConfig
+from mmrep.config.study import StudyConfig
+from mmrep.config.training import OptimConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        output_dir: where the run is written.
+        seed: of order, draws and initial values.
+        resume: `none`, `auto` (the newest checkpoint of output_dir that is whole, if there is one), or a checkpoint's folder.
+        model: the dual encoder.
+        data: the training pairs.
+        loss: the loss.
+        optim: optimiser and schedule.
+        training: steps, batch, precision, checkpoints.
+        evaluation: sets evaluated at the end.
+    """
+
+    output_dir: str = "runs/run"
+    seed: int = 0
+    resume: str = "none"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
+        require(
+            self.model.name is not None or self.model.image.trunk is not None,
+            "model: give model.name (an open_clip model, say ViT-B-16) or model.image.trunk (a timm model)",
+        )
+        require(len(self.data.train) > 0, "data.train: expected at least one source, as in [{shards: train/{0..9}.tar}]")
+        spent = self.optim.warmup + (self.optim.cooldown if self.optim.schedule == "cooldown" else 0)
+        require(
+            spent <= self.training.steps,
+            f"optim.warmup + optim.cooldown: expected at most training.steps = {self.training.steps}, got {spent}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for config.yaml and digests."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class CompareConfig(TrainConfig):
+    """A study: `study` says which poolings and seeds; the rest is the recipe they share.
+
+    Attributes:
+        study: poolings, seeds, baseline.
+    """
+
+    study: StudyConfig = field(default_factory=StudyConfig)

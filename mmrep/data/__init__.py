@@ -1,0 +1,1 @@
+"""Training data: order, draws, shards, decoding, captions, loader."""

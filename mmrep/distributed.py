@@ -1,0 +1,62 @@
+"""The only collectives: everything that passes between processes goes through this file."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_grad
+
+
+def world_size() -> int:
+    """Number of processes; 1 where torch.distributed is not running."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(local: Float[Tensor, "local width"]) -> Float[Tensor, "global width"]:
+    """The rows of all processes in rank order; gradients flow back to each process's own rows."""
+    if world_size() == 1:
+        return local
+    return torch.cat(all_gather_with_grad(local.contiguous()), dim=0)
+
+
+def gather_ids(local: Int64[Tensor, " local"]) -> Int64[Tensor, " global"]:
+    """The integers of all processes in rank order."""
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def sum_over_processes(value: int, device: torch.device) -> int:
+    """The sum of an integer over the processes, modulo 2^64 (as a signed number)."""
+    if world_size() == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return int(total.item())
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any process."""
+    return sum_over_processes(int(flag), device) > 0
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,92 @@
+"""What a pooling head takes and gives."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mmrep.config.checks import ConfigError
+
+
+class Tokens(NamedTuple):
+    """Output tokens of a trunk.
+
+    Attributes:
+        prefix: class token (first, where the trunk has one) and register tokens.
+        patches: patch tokens, row by row.
+        grid: rows and columns of the whole patch grid.
+        index: positions of the patches kept, ascending; None when all are.
+        stages: un-normed patch tokens of earlier blocks, for heads that ask for them.
+    """
+
+    prefix: Float[Tensor, "batch prefix width"]
+    patches: Float[Tensor, "batch patches width"]
+    grid: tuple[int, int]
+    index: Int64[Tensor, "batch patches"] | None = None
+    stages: tuple[Float[Tensor, "batch patches width"], ...] = ()
+
+
+class Pooled(NamedTuple):
+    """What a head makes of the tokens.
+
+    Attributes:
+        embedding: the image's embedding, before projection.
+        auxiliary: further embeddings that a loss may use.
+    """
+
+    embedding: Float[Tensor, "batch out"]
+    auxiliary: tuple[Float[Tensor, "batch out"], ...] = ()
+
+
+class PoolingHead(nn.Module):
+    """Base of all heads: `head(tokens: Tokens) -> Pooled`.
+
+    Attributes:
+        dim: width of the tokens.
+        out_dim: width of the embedding.
+        needs_class_token: whether the first prefix token must be a class token.
+        needs_grid: whether the head reads the grid, and so refuses dropped patches.
+        invariant: whether the order of the patches does not matter.
+    """
+
+    needs_class_token = False
+    needs_grid = False
+    invariant = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ConfigError(f"pool dim: expected a width ≥ 1, got {dim}")
+        self.dim = dim
+        self.out_dim = dim
+
+    def forward(self, tokens: Tokens) -> Pooled:
+        """Pools the tokens.
+
+        Raises:
+            ValueError: the tokens' width is not the head's, there are no patches, the class token is missing,
+                or patches were dropped and the head needs the grid.
+        """
+        name = type(self).__name__
+        if tokens.patches.ndim != 3 or tokens.patches.shape[-1] != self.dim or tokens.patches.shape[1] == 0:
+            shape = tuple(tokens.patches.shape)
+            raise ValueError(f"{name}: expected patches of shape (batch, ≥1, {self.dim}), got {shape}")
+        if self.needs_class_token and tokens.prefix.shape[1] == 0:
+            raise ValueError(f"{name}: expected a class token as the first prefix token, got none")
+        if self.needs_grid and tokens.index is not None:
+            raise ValueError(f"{name}: needs the whole patch grid and can't be used with patch dropout")
+        return Pooled(self.pool(tokens))
+
+    def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
+        """The embedding of the tokens."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of own parameters that must not decay, besides vectors."""
+        return set()
+
+
+def mean_dtype(x: Tensor) -> torch.dtype:
+    """The type to accumulate in: fp32, or fp64 for fp64 input."""
+    return torch.promote_types(x.dtype, torch.float32)
