@@ -1,6 +1,6 @@
 """The Batch contract: what a loader gives and a model takes."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -30,8 +30,19 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies from pinned memory do not block."""
-        return Batch(*(None if field is None else field.to(device, non_blocking=True) for field in self))
+        moved = [None if field is None else field.to(device, non_blocking=True) for field in self]
+        return Batch(*moved)  # type: ignore[arg-type]  # only `kept` may be None
 
-    def pin_memory(self) -> "Batch":
-        """The same batch in pinned memory (called by torch's DataLoader)."""
-        return Batch(*(None if field is None else field.pin_memory() for field in self))
+
+class Tokenizer(Protocol):
+    """What turns texts into token ids."""
+
+    context_length: int
+
+    def batch(self, texts: list[str]) -> "tuple[Int64[Tensor, 'batch length'], Int64[Tensor, ' batch']]":
+        """Token ids, cut to the longest text where the text tower allows it, and the texts' lengths in tokens."""
+        ...
+
+    def digest(self) -> str:
+        """Changes where any text would get other ids."""
+        ...

@@ -4,7 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class ConfigError(ValueError):
+class MmrepError(ValueError):
+    """Something the user has to know, in one line: what, where, what to do. Exit status 1, without a traceback."""
+
+
+class ConfigError(MmrepError):
     """A mistake in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
 
 

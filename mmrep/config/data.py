@@ -14,11 +14,13 @@ class SourceConfig:
     """One source of pairs.
 
     Attributes:
-        shards: tar files: a path with braces (`train/{0..9}.tar`) or a glob, a folder, `scenes:train`, or a list of these.
-        caption: `txt` (one of the lines of the member is drawn), `json:KEY` (a text or a list of texts in the json member),
-            or `cls` (class name + template; the pairs of one class form a group).
+        shards: tar files: a path with braces (`train/{0..9}.tar`) or a glob, a folder, `scenes:train`, or a list of
+            these.
+        caption: `txt` (one of the lines of the member is drawn), `json:KEY` (a text or a list of texts in the json
+            member), or `cls` (class name + template; the pairs of one class form a group).
         classnames: file of class names for `cls`; None looks for classnames.txt beside the shards and one folder up.
-        templates: file of templates with `{c}` for `cls`; None looks for zeroshot_classification_templates.txt likewise.
+        templates: file of templates with `{c}` for `cls`; None looks for zeroshot_classification_templates.txt
+            likewise.
         weight: share of this source among all; without any weights the sources are one set.
     """
 
@@ -62,7 +64,8 @@ class DataConfig:
     Attributes:
         train: the sources.
         validation: the part of them that is held out.
-        crop: `random_resized` (a random part of the image, resized) or `resize` (short side, centre crop: no randomness).
+        crop: `random_resized` (a random part of the image, resized) or `resize` (short side, centre crop: no
+            randomness).
         min_scale: least share of the image's area that a random crop keeps.
         flip: probability of a horizontal flip.
         workers: loader processes; None: one a core, at most 8, none where the machine has fewer than 4 cores a process.
@@ -77,7 +80,7 @@ class DataConfig:
     flip: float = 0.0
     workers: int | None = None
     prefetch: int = 2
-    max_pixels: int = 178_956_970
+    max_pixels: int = 89_478_485
 
     def __post_init__(self) -> None:
         require(self.crop in typing.get_args(Crop), f"data.crop: unknown value {self.crop!r}")

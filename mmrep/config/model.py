@@ -16,7 +16,8 @@ class ImageConfig:
         trunk: a timm model name; None takes the one of the named model.
         args: arguments of the timm model (img_size, patch_size, embed_dim, depth, num_heads, ...).
         norm: final LayerNorm `before` pooling (on the tokens) or `after` it (on the embedding).
-        projection: whether a linear layer maps the pooled embedding to `embed_dim`; without it the head's width is the embedding's.
+        projection: whether a linear layer maps the pooled embedding to `embed_dim`; without it the head's width is
+            the embedding's.
         projection_bias: whether that layer has a bias.
         pretrained: whether timm loads its pretrained weights into the trunk.
         patch_dropout: share of the patches left out in training.

@@ -19,7 +19,8 @@ class OptimConfig:
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: AdamW's epsilon.
-        weight_decay: for matrices; vectors, gains, biases, embeddings of position and class, exponents and logit scale have none.
+        weight_decay: for matrices; vectors, gains, biases, embeddings of position and class, exponents and logit
+            scale have none.
         warmup: steps of linear warm-up.
         schedule: after warm-up: `cosine` to `min_lr`, `constant`, or `cooldown` (constant, then linear to `min_lr`).
         cooldown: length of the cooldown in steps.
@@ -108,8 +109,8 @@ class TrainingConfig:
         local = self.global_batch // processes
         require(
             self.micro_batch in (None, local),
-            f"training.micro_batch: {self.micro_batch} × {processes} processes = {(self.micro_batch or 0) * processes} pairs, "
-            f"but global_batch is {self.global_batch}; leave micro_batch out or set it to {local} "
+            f"training.micro_batch: {self.micro_batch} × {processes} processes = {(self.micro_batch or 0) * processes} "
+            f"pairs, but global_batch is {self.global_batch}; leave micro_batch out or set it to {local} "
             "(contrasting across several micro-batches needs a gradient cache, which this version does not have)",
         )
         return local

@@ -20,7 +20,8 @@ class TrainConfig:
     Attributes:
         output_dir: where the run is written.
         seed: of order, draws and initial values.
-        resume: `none`, `auto` (the newest checkpoint of output_dir that is whole, if there is one), or a checkpoint's folder.
+        resume: `none`, `auto` (the newest checkpoint of output_dir that is whole, if there is one), or a
+            checkpoint's folder.
         model: the dual encoder.
         data: the training pairs.
         loss: the loss.
@@ -45,7 +46,9 @@ class TrainConfig:
             self.model.name is not None or self.model.image.trunk is not None,
             "model: give model.name (an open_clip model, say ViT-B-16) or model.image.trunk (a timm model)",
         )
-        require(len(self.data.train) > 0, "data.train: expected at least one source, as in [{shards: train/{0..9}.tar}]")
+        require(
+            len(self.data.train) > 0, "data.train: expected at least one source, as in [{shards: train/{0..9}.tar}]"
+        )
         spent = self.optim.warmup + (self.optim.cooldown if self.optim.schedule == "cooldown" else 0)
         require(
             spent <= self.training.steps,

@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a pure function of (seed, purpose, stream, index), in any order, on any machine.
+"""Counter-based randomness: every draw is a pure function of (seed, purpose, stream, index), on any machine.
 
 The bits are Philox 4×64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as numpy's bit
 generator gives them; all that is made of the bits stands here, since the streams of library shuffles and distributions
@@ -52,7 +52,8 @@ def uniforms(
     seed: int, purpose: Purpose, start: int, count: int = 1, words: int = 1, stream: int = 0
 ) -> NDArray[np.float64]:
     """(count, words) draws from [0, 1) with 53 bits; arguments as in `random_bits`."""
-    return (random_bits(seed, purpose, start, count, words, stream) >> np.uint64(11)) * 2.0**-53
+    bits = random_bits(seed, purpose, start, count, words, stream)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:

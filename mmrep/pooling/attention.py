@@ -10,7 +10,8 @@ from mmrep.pooling.contract import PoolingHead, Tokens
 
 
 class AttentionPool(PoolingHead):
-    """Multi-head attention pooling with one learned query and an MLP (SigLIP's MAP head; Zhai et al., arXiv 2106.04560).
+    """Multi-head attention pooling with one learned query and an MLP (SigLIP's MAP head; Zhai et al., arXiv
+    2106.04560).
 
     timm's AttentionPoolLatent, so that weights move both ways unchanged.
 

@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
     prefix: Float[Tensor, "batch prefix width"]
     patches: Float[Tensor, "batch patches width"]
     grid: tuple[int, int]
-    index: Int64[Tensor, "batch patches"] | None = None
+    index: Int64[Tensor, "batch patches"] | None = None  # type: ignore[assignment]  # hides tuple.index, which is not used
     stages: tuple[Float[Tensor, "batch patches width"], ...] = ()
 
 

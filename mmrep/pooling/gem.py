@@ -22,15 +22,18 @@ def generalized_mean(
     eps: float = 1e-6,
     negatives: Negatives = "clamp",
 ) -> Float[Tensor, "batch width"]:
-    """The power mean over patches: y_c = (1/N Σ_n f(x_nc)^p_c)^(1/p_c)  (GeM; Radenović et al., arXiv 1711.02512, eq. 3).
+    """The power mean over patches: y_c = (1/N Σ_n f(x_nc)^p_c)^(1/p_c)  (GeM; Radenović et al., arXiv 1711.02512,
+    eq. 3).
 
-    The largest value of a channel is factored out, so that p up to 100 stays within fp32; the result does not depend on it.
+    The largest value of a channel is factored out, so that p up to 100 stays within fp32; the result does not
+    depend on it.
 
     Args:
         x: patch tokens.
         exponent: p for each channel, positive.
         eps: floor of clamped values; for `signed`, the relative size of a mean power below which its root is smoothed.
-        negatives: `clamp`: f = max(x, ε). `shift`: the channel's minimum is subtracted first and added to the result, so that
+        negatives: `clamp`: f = max(x, ε). `shift`: the channel's minimum is subtracted first and added to the
+            result, so that
             p = 1 is the mean. `signed`: the mean of sign(x)·|x|^p, and its sign-preserving root; p = 1 is the mean.
 
     Returns:

@@ -1,0 +1,129 @@
+"""The text of a sample: from a text member, a json key, or its class."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.data import SourceConfig
+from mmrep.data.draws import below
+from mmrep.data.paths import find_beside, read_lines
+from mmrep.data.shards import DataError, ShardIndex, read_member
+
+
+class Caption(NamedTuple):
+    """The text drawn for a sample.
+
+    Attributes:
+        text: the caption.
+        choice: which of the sample's captions (or templates) it is.
+        group: equal for samples that match each other's texts too.
+    """
+
+    text: str
+    choice: int
+    group: int
+
+
+def group_id(text: str) -> int:
+    """A non-negative 63-bit number that equal texts share."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
+    """All captions of a sample.
+
+    Args:
+        index: its shard.
+        sample: its position there.
+        kind: `txt` or `json:KEY`.
+
+    Raises:
+        DataError: no such member or key, not UTF-8, no text in it.
+    """
+    extension, _, field = kind.partition(":")
+    data = read_member(index, sample, extension)
+    where = f"{index.path}: sample {index.keys[sample].decode()!r}, member {extension!r}"
+    try:
+        text = data.decode("utf-8")
+        if extension == "txt":
+            lines = text.splitlines()
+        else:
+            value = json.loads(text)[field]
+            lines = [value] if isinstance(value, str) else list(value)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text (byte {error.start})") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: no text under key {field!r}: {type(error).__name__}: {error}") from error
+    lines = [line.strip() for line in lines if isinstance(line, str) and line.strip()]
+    if not lines:
+        raise DataError(f"{where}: no caption in it")
+    return lines
+
+
+def class_label(index: ShardIndex, sample: int, classes: int) -> int:
+    """The label of a sample.
+
+    Raises:
+        DataError: no `cls` member, not an integer, not below `classes`.
+    """
+    data = read_member(index, sample, "cls")
+    where = f"{index.path}: sample {index.keys[sample].decode()!r}, member 'cls'"
+    try:
+        label = int(data)
+    except ValueError as error:
+        raise DataError(f"{where}: expected an integer, got {data[:20]!r}") from error
+    if not 0 <= label < classes:
+        raise DataError(f"{where}: label {label}, but there are {classes} class names")
+    return label
+
+
+class Captioner:
+    """Draws a caption for a sample of one source.
+
+    Args:
+        source: the source's config.
+        shard: one of its shards; class names and templates are looked for beside it.
+        where: the config field, for messages.
+
+    Raises:
+        ConfigError: class names or templates are missing or malformed.
+    """
+
+    def __init__(self, source: SourceConfig, shard: Path, where: str) -> None:
+        self.kind = source.caption
+        self.classnames: list[str] = []
+        self.templates: list[str] = []
+        if self.kind == "cls":
+            self.classnames = self._read(source.classnames, shard, "classnames.txt", f"{where}.classnames")
+            self.templates = self._read(
+                source.templates, shard, "zeroshot_classification_templates.txt", f"{where}.templates"
+            )
+            for template in self.templates:
+                if "{c}" not in template:
+                    raise ConfigError(f"{where}.templates: {template!r} has no {{c}} for the class name")
+            self.groups = [group_id(name) for name in self.classnames]
+
+    @staticmethod
+    def _read(path: str | None, shard: Path, name: str, where: str) -> list[str]:
+        place = path or find_beside(shard, name)
+        if place is None:
+            raise ConfigError(
+                f"{where}: caption 'cls' needs it, and there is no {name} in {shard.parent} or one folder up"
+            )
+        return read_lines(place, where)
+
+    def draw(self, index: ShardIndex, sample: int, bits: NDArray[np.uint64]) -> Caption:
+        """The caption that a 64-bit word (shape (1,)) picks for a sample."""
+        if self.kind == "cls":
+            label = class_label(index, sample, len(self.classnames))
+            choice = int(below(bits, len(self.templates))[0])
+            text = self.templates[choice].replace("{c}", self.classnames[label])
+            return Caption(text, choice, self.groups[label])
+        lines = text_lines(index, sample, self.kind)
+        choice = int(below(bits, len(lines))[0])
+        return Caption(lines[choice], choice, group_id(lines[choice]))

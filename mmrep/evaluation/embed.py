@@ -1,0 +1,120 @@
+"""Embeddings of a set's images and texts, each image decoded once for all models."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.data.decode import read_image
+from mmrep.data.loader import default_workers
+from mmrep.data.shards import DataError
+from mmrep.data.transforms import resize_center
+from mmrep.evaluation.sets import EvalSet
+from mmrep.model.dual_encoder import DualEncoder
+
+Size = tuple[int, int]
+
+
+class _Item(NamedTuple):
+    """One image at every size asked for, with its label or captions."""
+
+    images: dict[Size, Tensor]
+    label: int
+    texts: list[str]
+
+
+class _Images(Dataset[_Item | DataError]):
+    def __init__(self, evalset: EvalSet, sizes: Sequence[Size]) -> None:
+        self.evalset = evalset
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.evalset.samples)
+
+    def __getitem__(self, position: int) -> _Item | DataError:
+        index, row = self.evalset.samples[position]
+        try:
+            image = read_image(index, row)
+            images = {size: resize_center(image, size).contiguous() for size in self.sizes}
+            if self.evalset.task == "zeroshot":
+                return _Item(images, self.evalset.label(position), [])
+            return _Item(images, -1, self.evalset.texts(position))
+        except DataError as error:
+            return error
+
+
+def _collate(items: list[_Item | DataError]) -> list[_Item] | DataError:
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+    return [item for item in items if isinstance(item, _Item)]
+
+
+class Embedded(NamedTuple):
+    """A set as models see it.
+
+    Attributes:
+        images: for each model, the image embeddings, of unit length, on the CPU.
+        labels: of each image; empty for retrieval.
+        texts: the captions of each image; empty for zero-shot sets.
+    """
+
+    images: list[Float[Tensor, "images embed"]]
+    labels: list[int]
+    texts: list[list[str]]
+
+
+@torch.inference_mode()
+def embed_set(
+    models: Sequence[DualEncoder], evalset: EvalSet, config: EvaluationConfig, quiet: bool = True
+) -> Embedded:
+    """The image embeddings of a set under every model.
+
+    Args:
+        models: in evaluation mode, on one device.
+        evalset: the set.
+        config: batch size and workers.
+        quiet: show no progress bar.
+
+    Raises:
+        DataError: an image, label or caption that can't be read.
+    """
+    workers = default_workers(1) if config.workers is None else config.workers
+    loader: DataLoader[Any] = DataLoader(
+        _Images(evalset, sorted({model.image.size for model in models})),
+        batch_size=config.batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+    )
+    parts: list[list[Tensor]] = [[] for _ in models]
+    labels: list[int] = []
+    texts: list[list[str]] = []
+    for items in tqdm(loader, desc=evalset.name, unit="batch", disable=quiet, leave=False):
+        if isinstance(items, DataError):
+            raise items
+        for part, model in zip(parts, models, strict=True):
+            pixels = torch.stack([item.images[model.image.size] for item in items])
+            part.append(model.encode_image(pixels.to(model.device)).cpu())
+        labels += [item.label for item in items] if evalset.task == "zeroshot" else []
+        texts += [item.texts for item in items] if evalset.task == "retrieval" else []
+    return Embedded([torch.cat(part) for part in parts], labels, texts)
+
+
+@torch.inference_mode()
+def embed_texts(model: DualEncoder, texts: list[str], batch_size: int) -> Float[Tensor, "texts embed"]:
+    """Text embeddings of unit length on the CPU, in the order given.
+
+    Texts are sorted by length first, so that batches are cut short; each distinct text is encoded once.
+    """
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    parts = []
+    for start in range(0, len(unique), batch_size):
+        tokens, _ = model.tokenizer.batch(unique[start : start + batch_size])
+        parts.append(model.encode_text(tokens.to(model.device)).cpu())
+    rows = {text: row for row, text in enumerate(unique)}
+    return torch.cat(parts)[[rows[text] for text in texts]]

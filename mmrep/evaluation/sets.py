@@ -1,0 +1,132 @@
+"""Evaluation sets: what lies on disk in CLIP_benchmark's layout, or was held out of training."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mmrep.config.checks import ConfigError, require
+from mmrep.config.data import ValidationConfig
+from mmrep.config.evaluation import SetConfig
+from mmrep.data.captions import class_label, text_lines
+from mmrep.data.paths import read_lines
+from mmrep.data.places import resolve_place
+from mmrep.data.shards import ShardIndex, load_index
+from mmrep.data.sources import Sources
+
+Task = Literal["zeroshot", "retrieval"]
+
+CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+
+
+class EvalSet(NamedTuple):
+    """A set to evaluate on.
+
+    Attributes:
+        name: in results.
+        task: `zeroshot` or `retrieval`.
+        samples: shard and row of each image.
+        captions: `txt`, `json:KEY` or `cls`.
+        classnames: for `zeroshot`, in the order of labels.
+        templates: for `zeroshot`, with `{c}` for the class name.
+    """
+
+    name: str
+    task: Task
+    samples: list[tuple[ShardIndex, int]]
+    captions: str
+    classnames: list[str]
+    templates: list[str]
+
+    def texts(self, position: int) -> list[str]:
+        """All captions of an image."""
+        index, row = self.samples[position]
+        return text_lines(index, row, self.captions)
+
+    def label(self, position: int) -> int:
+        """The class of an image."""
+        index, row = self.samples[position]
+        return class_label(index, row, len(self.classnames))
+
+    def keys(self) -> list[str]:
+        """A stable name for every image: shard and key."""
+        return [f"{index.path.name}/{index.keys[row].decode()}" for index, row in self.samples]
+
+
+def check_set(config: SetConfig) -> Path:
+    """The folder of a set, found to be one before anything heavy is imported.
+
+    Raises:
+        ConfigError: no such folder, no such split, no nshards.txt.
+    """
+    folder = Path(resolve_place(config.path))
+    require(folder.is_dir(), f"evaluation set {config.path}: no such folder")
+    split = folder / config.split
+    if not split.is_dir():
+        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise ConfigError(
+            f"evaluation set {config.path}: no split {config.split!r} (it has {', '.join(found) or 'none'})"
+        )
+    require((split / "nshards.txt").is_file(), f"evaluation set {config.path}: no {config.split}/nshards.txt")
+    return folder
+
+
+def open_set(config: SetConfig) -> EvalSet:
+    """A set in CLIP_benchmark's layout.
+
+    Raises:
+        ConfigError: a part of the layout is missing.
+        DataError: a damaged shard.
+    """
+    folder = check_set(config)
+    text = (folder / config.split / "nshards.txt").read_text(encoding="utf-8").strip()
+    require(text.isdigit() and int(text) > 0, f"{folder}/{config.split}/nshards.txt: expected a number, got {text!r}")
+    samples: list[tuple[ShardIndex, int]] = []
+    for shard in range(int(text)):
+        path = folder / config.split / f"{shard}.tar"
+        require(path.is_file(), f"evaluation set {config.path}: nshards.txt says {text} shards, but {path} is missing")
+        index = load_index(path)
+        samples += [(index, row) for row in range(len(index))]
+    task = _task(config, folder)
+    name = config.name or folder.resolve().name
+    if task == "retrieval":
+        return EvalSet(name, "retrieval", samples, "txt", [], [])
+    classnames = read_lines(folder / CLASSNAMES, f"evaluation set {config.path}")
+    templates = read_lines(folder / TEMPLATES, f"evaluation set {config.path}")
+    require(
+        all("{c}" in template for template in templates),
+        f"evaluation set {config.path}: a template without {{c}} for the class name in {TEMPLATES}",
+    )
+    return EvalSet(name, "zeroshot", samples, "cls", classnames, templates)
+
+
+def _task(config: SetConfig, folder: Path) -> Task:
+    if config.task != "auto":
+        return config.task
+    kind = folder / "dataset_type.txt"
+    return "retrieval" if kind.is_file() and kind.read_text(encoding="utf-8").strip() == "retrieval" else "zeroshot"
+
+
+def validation_sets(sources: Sources, config: ValidationConfig) -> list[EvalSet]:
+    """The held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly."""
+    held = sources.held_out
+    if len(held) > config.max_samples:
+        held = held[np.linspace(0, len(held) - 1, config.max_samples).astype(np.int64)]
+    by_source: dict[int, list[int]] = {}
+    for number in held.tolist():
+        by_source.setdefault(id(sources.sample(number).captioner), []).append(number)
+    sets = []
+    for i, numbers in enumerate(by_source.values()):
+        samples = [sources.sample(number) for number in numbers]
+        captioner = samples[0].captioner
+        sets.append(
+            EvalSet(
+                name="validation" if len(by_source) == 1 else f"validation_{i}",
+                task="zeroshot" if captioner.kind == "cls" else "retrieval",
+                samples=[(sample.shard, sample.row) for sample in samples],
+                captions=captioner.kind,
+                classnames=captioner.classnames,
+                templates=captioner.templates,
+            )
+        )
+    return sets

@@ -1,0 +1,113 @@
+"""Many sets, many models: results as JSON, per-sample outcomes as npz, one table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.evaluation.embed import embed_set
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.retrieval import retrieval
+from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.zeroshot import zeroshot
+from mmrep.model.dual_encoder import DualEncoder
+
+SCHEMA = 1
+
+
+class Result(NamedTuple):
+    """One model on one set."""
+
+    model: str
+    evalset: EvalSet
+    evaluation: Evaluation
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in results.json."""
+        return {
+            "model": self.model,
+            "dataset": self.evalset.name,
+            "task": self.evalset.task,
+            "n": len(self.evalset.samples),
+            "metrics": self.evaluation.metrics,
+            "chance": self.evaluation.chance,
+        }
+
+
+def evaluate(
+    models: dict[str, DualEncoder], sets: Sequence[EvalSet], config: EvaluationConfig, quiet: bool = True
+) -> list[Result]:
+    """Every model on every set; the images of a set are decoded once.
+
+    Args:
+        models: by the name they have in the results.
+        sets: what to evaluate on.
+        config: batch sizes, workers.
+        quiet: show no progress bars.
+
+    Raises:
+        DataError: a sample that can't be read.
+    """
+    results = []
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    for evalset in sets:
+        embedded = embed_set(list(models.values()), evalset, config, quiet)
+        for (name, model), images in zip(models.items(), embedded.images, strict=True):
+            if evalset.task == "zeroshot":
+                found = zeroshot(model, evalset, images, embedded.labels, config.text_batch_size)
+            else:
+                found = retrieval(model, images, embedded.texts, config.text_batch_size)
+            results.append(Result(name, evalset, found))
+    for name, model in models.items():
+        model.train(training[name])
+    return results
+
+
+def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
+    """Writes `path` (JSON) and, beside it, outcomes/MODEL/DATASET.npz with what happened to every sample.
+
+    Args:
+        results: of `evaluate`.
+        path: the JSON file; its folder is made.
+        about: further top-level fields (versions, digests).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        place = path.parent / "outcomes" / result.model.replace("/", "_") / f"{result.evalset.name}.npz"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {"keys": np.array(result.evalset.keys()), **result.evaluation.outcomes}
+        np.savez_compressed(place, **arrays)
+    content = {"schema": SCHEMA, "results": [result.to_dict() for result in results], **(about or {})}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Results as lines of text: percentages, chance in brackets."""
+    rows = [("model", "dataset", "n", "metric", "%", "chance %")]
+    for result in results:
+        for metric, value in result.evaluation.metrics.items():
+            chance = result.evaluation.chance[metric]
+            n = str(len(result.evalset.samples))
+            rows.append((result.model, result.evalset.name, n, metric, f"{100 * value:.2f}", f"{100 * chance:.2f}"))
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of equal columns; the first row is the head; numbers stand to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numeric = [all(_is_number(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell in "–" or cell.lstrip("+-").replace(".", "", 1).replace("±", "").replace(" ", "").isdigit()

@@ -1,0 +1,222 @@
+"""The model card: recipe and results of a run as the README of its repository."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from mmrep.config.checks import ConfigError, require
+
+LOAD = """\
+```python
+import mmrep
+import torch
+from PIL import Image
+
+model = mmrep.load("hf-hub:{repo_id}")
+image = model.preprocess(Image.open("photo.jpg")).unsqueeze(0)
+text = model.tokenizer(["a photo of a dog", "a photo of a cat"])
+with torch.no_grad():
+    similarity = model.encode_image(image) @ model.encode_text(text).T
+```
+"""
+
+LOAD_OPEN_CLIP = """\
+The same weights for open_clip:
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("hf-hub:{repo_id}")
+tokenizer = open_clip.get_tokenizer("hf-hub:{repo_id}")
+```
+"""
+
+
+def model_card(
+    repo_id: str,
+    config: Mapping[str, Any] | None,
+    results: Sequence[Mapping[str, Any]] | None,
+    license: str | None = None,
+    version: str | None = None,
+    files: Collection[str] = (),
+) -> str:
+    """The README.md of a model: metadata, recipe, results, how to load it. The same input gives the same text.
+
+    Args:
+        repo_id: `user/name`.
+        config: the run's resolved config; None where it is not known.
+        results: the entries of the run's results.json; None where there are none.
+        license: identifier of the weights' licence; None says that none is stated.
+        version: version of mmrep that made the model.
+        files: names in the repository; an open_clip export among them is explained.
+
+    Raises:
+        ConfigError: `license` is not an identifier, or an entry of `results` has no metrics.
+    """
+    require(
+        license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license) is not None,
+        f"license: expected an identifier such as apache-2.0, mit, cc-by-4.0 or other, got {license!r}",
+    )
+    open_clip = "open_clip_config.json" in files
+    metadata: dict[str, Any] = {"library_name": "mmrep", "pipeline_tag": "zero-shot-image-classification"}
+    if license is not None:
+        metadata["license"] = license
+    metadata["tags"] = _tags(config, open_clip)
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n",
+        f"# {repo_id.split('/')[-1]}\n",
+        _summary(config) + "\n",
+        "## Use\n",
+        LOAD.format(repo_id=repo_id),
+    ]
+    if open_clip:
+        parts.append(LOAD_OPEN_CLIP.format(repo_id=repo_id))
+    parts += ["## Recipe\n", _recipe(config, version)]
+    parts += ["## Results\n", _results(results)]
+    if license is None:
+        parts += ["## Licence\n", "No licence is stated for these weights: ask their author.\n"]
+    return "\n".join(parts)
+
+
+def _tags(config: Mapping[str, Any] | None, open_clip: bool) -> list[str]:
+    tags = ["clip", "image-text"]
+    if open_clip:
+        tags.append("open_clip")
+    pool = _pool(config)
+    return [*tags, f"pooling-{pool[0]}"] if pool else tags
+
+
+def _summary(config: Mapping[str, Any] | None) -> str:
+    """What the model is, in one or two sentences."""
+    pool = _pool(config)
+    if config is None or pool is None:
+        return "An image-text dual encoder made with mmrep."
+    sources = _sources(config)
+    # Captions made from class names carry labels only: such a model must not pass for one trained on texts.
+    named = bool(sources) and all(source.get("caption") == "cls" for source in sources)
+    how = "by class-name contrast (captions made from class labels)" if named else "contrastively on image-text pairs"
+    trunk, name = _get(config, "model.image.trunk"), _get(config, "model.name")
+    tower = (
+        f"image tower, a {_code(trunk)},"
+        if trunk
+        else f"image tower, that of {_code(name)},"
+        if name
+        else "image tower"
+    )
+    return f"A dual encoder trained {how} with mmrep. Its {tower} pools with {_code(pool[0])}."
+
+
+def _recipe(config: Mapping[str, Any] | None, version: str | None) -> str:
+    if config is None:
+        return "The recipe is not recorded: this repository was made from the model's files alone.\n"
+    steps, batch = _get(config, "training.steps"), _get(config, "training.global_batch")
+    pairs = f"{steps * batch:,}" if isinstance(steps, int) and isinstance(batch, int) else None
+    name, args = _pool(config) or (None, {})
+    rows = {
+        "pooling": _with(name, args),
+        "final LayerNorm": _text(_get(config, "model.image.norm"), "{} pooling"),
+        "model": _code(_get(config, "model.name")),
+        "trunk": _with(_get(config, "model.image.trunk"), _get(config, "model.image.args")),
+        "trunk's pretrained weights": "yes" if _get(config, "model.image.pretrained") else "no",
+        "started from": _code(_get(config, "model.weights")),
+        "embedding width": _text(_get(config, "model.embed_dim")),
+        "loss": _with(_get(config, "loss.kind"), {"duplicates": _get(config, "loss.duplicates")}),
+        "data": "<br>".join(_source(source) for source in _sources(config)) or None,
+        "steps": _text(steps),
+        "global batch": _text(batch),
+        "pairs seen": pairs,
+        "learning rate": _text(_get(config, "optim.lr")),
+        "schedule": _with(_get(config, "optim.schedule"), _some(config, "optim", ("warmup", "cooldown", "min_lr"))),
+        "weight decay": _text(_get(config, "optim.weight_decay")),
+        "AdamW beta1": _text(_get(config, "optim.beta1")),
+        "AdamW beta2": _text(_get(config, "optim.beta2")),
+        "precision": _text(_get(config, "training.precision")),
+        "seed": _text(_get(config, "seed")),
+        "mmrep": _text(version),
+    }
+    return _table(("", ""), [(key, value) for key, value in rows.items() if value]) + "\nThe whole: `config.yaml`.\n"
+
+
+def _results(results: Sequence[Mapping[str, Any]] | None) -> str:
+    if not results:
+        return "No results are recorded for this model.\n"
+    rows = []
+    for entry in results:
+        metrics, chance = entry.get("metrics"), entry.get("chance") or {}
+        if not isinstance(metrics, Mapping) or not isinstance(chance, Mapping):
+            raise ConfigError(f"results: entry {json.dumps(entry)[:200]} has no metrics")
+        for metric, value in metrics.items():
+            about = (_cell(entry.get("dataset", "")), _cell(entry.get("task", "")), _cell(entry.get("n", "")))
+            rows.append((*about, f"{_code(metric)}", _number(value), _number(chance.get(metric))))
+    return _table(("dataset", "task", "n", "metric", "value", "chance"), rows) + (
+        "\nn: samples evaluated; chance: expected value of a model that guesses. As JSON: `results.json`.\n"
+    )
+
+
+def _get(config: Mapping[str, Any] | None, path: str) -> Any:
+    """The value at `a.b.c`, or None where there is none."""
+    value: Any = config
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _some(config: Mapping[str, Any], path: str, names: Sequence[str]) -> dict[str, Any]:
+    """The values of a section that are neither missing nor zero."""
+    return {name: value for name in names if (value := _get(config, f"{path}.{name}"))}
+
+
+def _pool(config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of the pooling head, from the short or the long form."""
+    pool = _get(config, "model.pool")
+    if isinstance(pool, Mapping) and pool.get("name"):
+        return str(pool["name"]), dict(pool.get("args") or {})
+    return (pool, {}) if isinstance(pool, str) else None
+
+
+def _sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    sources = _get(config, "data.train")
+    return [source for source in sources if isinstance(source, Mapping)] if isinstance(sources, list) else []
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    shards = source.get("shards")
+    listed = ", ".join(str(_code(shard)) for shard in (shards if isinstance(shards, list) else [shards]))
+    weight = f", weight {source['weight']}" if source.get("weight") is not None else ""
+    return f"{listed} (captions: {_code(source.get('caption', 'txt'))}{weight})"
+
+
+def _with(name: Any, args: Mapping[str, Any] | None) -> str | None:
+    """A name with its arguments in brackets."""
+    if name is None:
+        return None
+    listed = ", ".join(f"{_cell(key)} {_cell(value)}" for key, value in (args or {}).items() if value is not None)
+    return f"{_code(name)}" + (f" ({listed})" if listed else "")
+
+
+def _text(value: Any, template: str = "{}") -> str | None:
+    return None if value is None else template.format(_cell(value))
+
+
+def _code(value: Any) -> str | None:
+    """The value in code quotes, safe inside a table."""
+    return None if value is None else "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _cell(value: Any) -> str:
+    """The value as a table's cell: one line in which nothing is markup."""
+    return re.sub(r"([\\`*<>|\[\]#]|\b_|_\b)", r"\\\1", " ".join(str(value).split()))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,5 @@
+"""Contrastive losses."""
+
+from mmrep.loss.contrastive import contrastive_loss
+
+__all__ = ["contrastive_loss"]

@@ -1,0 +1,95 @@
+"""Contrastive losses over image and text embeddings: InfoNCE and sigmoid, with group masks, over all processes."""
+
+import typing
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mmrep import distributed
+from mmrep.config.checks import one_of
+from mmrep.config.loss import Duplicates, Kind
+
+Embedding = Float[Tensor, "local width"]
+Logits = Float[Tensor, "local global"]
+
+
+def contrastive_loss(
+    image: Embedding,
+    text: Embedding,
+    logit_scale: Float[Tensor, "1"] | Float[Tensor, ""] | float,
+    kind: Kind = "infonce",
+    groups: Int64[Tensor, " local"] | None = None,
+    tile: int | None = None,
+    logit_bias: Float[Tensor, "1"] | Float[Tensor, ""] | float | None = None,
+    duplicates: Duplicates = "mask",
+) -> Float[Tensor, ""]:
+    """The contrastive loss of this process's pairs against the pairs of all processes.
+
+    `infonce` (CLIP; Radford et al., arXiv 2103.00020): cross-entropy over scale·⟨image, text⟩, mean of both directions.
+    `sigmoid` (SigLIP; Zhai et al., arXiv 2303.15343): −log σ(z·(scale·⟨image, text⟩ + bias)), z = ±1, summed over
+    the texts and averaged over the images.
+    The mean over processes is the loss of the global batch; gradients averaged by DDP are its gradients.
+
+    Args:
+        image: embeddings of unit length.
+        text: embeddings of unit length; row i matches row i of `image`.
+        logit_scale: the temperature factor.
+        kind: `infonce` or `sigmoid`.
+        groups: equal for pairs that match each other too; None: only the diagonal matches.
+        tile: not available yet; None.
+        logit_bias: of the sigmoid loss.
+        duplicates: pairs of one group off the diagonal: left out (`mask`), matches (`positive`), or not (`negative`).
+
+    Raises:
+        ValueError: shapes that differ, an unknown kind, a missing or needless bias.
+    """
+    one_of("loss kind", kind, typing.get_args(Kind))
+    one_of("duplicates", duplicates, ("mask", "positive", "negative"))
+    if image.shape != text.shape or image.ndim != 2:
+        raise ValueError(
+            f"expected image and text of one shape (pairs, width), got {tuple(image.shape)}, {tuple(text.shape)}"
+        )
+    if groups is not None and groups.shape != image.shape[:1]:
+        raise ValueError(f"expected groups of shape ({len(image)},), got {tuple(groups.shape)}")
+    if tile is not None:
+        raise ValueError("tile: the tiled loss is not available in this version; leave it None")
+    if (logit_bias is not None) != (kind == "sigmoid"):
+        raise ValueError(f"logit_bias: the sigmoid loss needs it and infonce has none, got {logit_bias} for {kind}")
+    first = distributed.rank() * len(image)
+    all_image, all_text = distributed.gather(image), distributed.gather(text)
+    matches, ignored = _relations(groups, duplicates, first, len(image), len(all_image), image.device)
+    if kind == "sigmoid":
+        assert logit_bias is not None, "checked above"
+        return _sigmoid(logit_scale * image @ all_text.T + logit_bias, matches, ignored)
+    to_text = _infonce(logit_scale * image @ all_text.T, matches, ignored)
+    return (to_text + _infonce(logit_scale * text @ all_image.T, matches, ignored)) / 2
+
+
+def _relations(
+    groups: Tensor | None, duplicates: str, first: int, local: int, total: int, device: torch.device
+) -> tuple[Bool[Tensor, "local global"], Bool[Tensor, "local global"] | None]:
+    """Which pairs match, and which are left out (None: none)."""
+    rows = torch.arange(local, device=device)
+    diagonal = torch.zeros(local, total, dtype=torch.bool, device=device)
+    diagonal[rows, first + rows] = True
+    if groups is None or duplicates == "negative":
+        return diagonal, None
+    same = groups[:, None] == distributed.gather_ids(groups)[None]
+    return (same, None) if duplicates == "positive" else (diagonal, same & ~diagonal)
+
+
+def _infonce(logits: Logits, matches: Tensor, ignored: Tensor | None) -> Float[Tensor, ""]:
+    """Cross-entropy against the matches, each row's mass spread evenly over its matches."""
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, float("-inf"))
+    log_prob = F.log_softmax(logits, dim=1)
+    return -(log_prob.masked_fill(~matches, 0).sum(1) / matches.sum(1)).mean()
+
+
+def _sigmoid(logits: Logits, matches: Tensor, ignored: Tensor | None) -> Float[Tensor, ""]:
+    loss = -F.logsigmoid(torch.where(matches, logits, -logits))
+    if ignored is not None:
+        loss = loss.masked_fill(ignored, 0)
+    return loss.sum(1).mean()

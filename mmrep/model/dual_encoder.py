@@ -1,0 +1,128 @@
+"""The dual encoder: image tower, text tower, temperature."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mmrep.batch import Batch
+from mmrep.config.checks import require
+from mmrep.config.model import ModelConfig
+from mmrep.config.training import Precision
+from mmrep.model.image_encoder import ImageEncoder, Images
+from mmrep.model.text_encoder import ClipTokenizer, TextEncoder
+
+
+class Embeddings(NamedTuple):
+    """What the model makes of a batch, in fp32.
+
+    Attributes:
+        image: of unit length.
+        text: of unit length.
+        logit_scale: the temperature factor (not its logarithm).
+        logit_bias: of the sigmoid loss; None under InfoNCE.
+        auxiliary: further image embeddings of the head, of unit length.
+    """
+
+    image: Float[Tensor, "batch embed"]
+    text: Float[Tensor, "batch embed"]
+    logit_scale: Float[Tensor, "1"]
+    logit_bias: Float[Tensor, "1"] | None = None
+    auxiliary: tuple[Float[Tensor, "batch embed"], ...] = ()
+
+
+class DualEncoder(nn.Module):
+    """A CLIP-style model. Training calls `forward(batch)` only; see `mmrep.create_model` and `mmrep.load`.
+
+    Args:
+        config: a complete config (`mmrep.model.presets.complete`).
+        seed: of initial values, by parameter name.
+        sigmoid: whether the model has a logit bias, for the sigmoid loss.
+
+    Attributes:
+        preprocess: PIL image to a normalised float tensor (3, H, W), as open_clip's evaluation transform.
+        tokenizer: texts to token ids.
+        precision: `bf16` runs the towers under autocast.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0, sigmoid: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed)
+        self.text = TextEncoder(config.text, self.image.embed_dim, seed)
+        scale = config.logit_scale or (10.0 if sigmoid else 1 / 0.07)
+        # Shape (1,), since FSDP2 refuses parameters without dimensions.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([config.logit_bias])) if sigmoid else None
+        self.tokenizer = ClipTokenizer(self.text.context_length, cut=self.text.cuttable)
+        self.precision: Precision = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.logit_scale.device
+
+    @property
+    def preprocess(self) -> Callable[[Any], Tensor]:
+        """open_clip's evaluation transform for this model's image size and normalisation."""
+        from open_clip.transform import image_transform
+
+        image = self.config.image
+        return image_transform(self.image.size, is_train=False, mean=image.mean, std=image.std)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def encode_image(self, images: Images, normalize: bool = True) -> Float[Tensor, "batch embed"]:
+        """Image embeddings in fp32.
+
+        Args:
+            images: uint8 pixels, or floats as `preprocess` gives them.
+            normalize: to unit length (open_clip's default is False).
+        """
+        with self._autocast():
+            x = self.image(images).embedding.float()
+        return F.normalize(x, dim=-1) if normalize else x
+
+    def encode_text(
+        self, tokens: Int64[Tensor, "batch length"], normalize: bool = True
+    ) -> Float[Tensor, "batch embed"]:
+        """Text embeddings in fp32.
+
+        Args:
+            tokens: as the tokenizer gives them, cut or not.
+            normalize: to unit length (open_clip's default is False).
+        """
+        with self._autocast():
+            x = self.text(tokens).float()
+        return F.normalize(x, dim=-1) if normalize else x
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Embeddings of a batch of pairs."""
+        with self._autocast():
+            pooled = self.image(batch.images, batch.kept)
+            text = self.text(batch.tokens)
+        image, text, *auxiliary = (F.normalize(x.float(), dim=-1) for x in (pooled.embedding, text, *pooled.auxiliary))
+        return Embeddings(image, text, self.logit_scale.exp(), self.logit_bias, tuple(auxiliary))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass, in both towers."""
+        self.image.grad_checkpointing = enable
+        self.text.tower.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters with two or more dimensions that must not decay."""
+        names = {f"image.trunk.{name}" for name in getattr(self.image.trunk, "no_weight_decay", set)()}
+        names |= {f"image.pool.{name}" for name in self.image.pool.no_weight_decay()}
+        return names | {f"text.tower.{name}" for name in self.text.tower.no_weight_decay()}
+
+    @torch.no_grad()
+    def clamp_logit_scale(self, largest: float) -> None:
+        """Keeps the temperature factor within [1, largest] (CLIP clamps it to 100 after every step)."""
+        require(largest > 1, f"max_logit_scale: expected a value > 1, got {largest}")
+        self.logit_scale.clamp_(0, math.log(largest))

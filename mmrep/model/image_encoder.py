@@ -1,0 +1,107 @@
+"""The image tower: timm trunk, final LayerNorm, pooling head, projection."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from mmrep.config.checks import ConfigError, require
+from mmrep.config.model import ImageConfig
+from mmrep.config.pooling import PoolConfig
+from mmrep.model.seeding import seeded
+from mmrep.model.trunk import build_trunk, has_class_token, image_size, num_heads, walk
+from mmrep.pooling import Pooled, Tokens, build_pool
+
+Images = UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+
+
+class ImageEncoder(nn.Module):
+    """Images to embeddings.
+
+    The encoder splits class and register tokens from patches and owns the final LayerNorm: it stands before pooling
+    or after, but is the same for all heads.
+
+    Args:
+        config: trunk, norm, projection.
+        pool: the pooling head.
+        embed_dim: width of the embedding; ignored without projection.
+        seed: of initial values.
+
+    Raises:
+        ConfigError: an unknown trunk or one that does not fit, a head that does not fit the trunk.
+    """
+
+    def __init__(self, config: ImageConfig, pool: PoolConfig, embed_dim: int, seed: int) -> None:
+        super().__init__()
+        require(config.trunk is not None, "model.image.trunk: expected a timm model's name")
+        self.trunk: Any
+        self.trunk, self.norm = build_trunk(str(config.trunk), config.args, config.pretrained, seed)
+        self.norm_after = config.norm == "after"
+        self.size = image_size(self.trunk)
+        self.grid: tuple[int, int] = tuple(self.trunk.patch_embed.grid_size)
+        self.width: int = self.trunk.embed_dim
+        self.prefix: int = self.trunk.num_prefix_tokens
+        self.grad_checkpointing = False
+        with seeded(seed, "image.pool"):
+            self.pool = build_pool(pool.name, self.width, **{"num_heads": num_heads(self.trunk), **pool.args})
+        self._check_fit(config, pool)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection:
+            with seeded(seed, "image.projection"):
+                self.projection = nn.Linear(self.pool.out_dim, embed_dim, bias=config.projection_bias)
+                nn.init.normal_(self.projection.weight, std=self.pool.out_dim**-0.5)
+                if config.projection_bias:
+                    nn.init.zeros_(self.projection.bias)
+        self.embed_dim = embed_dim if config.projection else self.pool.out_dim
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def _check_fit(self, config: ImageConfig, pool: PoolConfig) -> None:
+        if self.pool.needs_class_token and not has_class_token(self.trunk):
+            raise ConfigError(f"model.pool {pool.name!r} needs a class token, and trunk {config.trunk!r} has none")
+        if self.pool.needs_grid and config.patch_dropout > 0:
+            raise ConfigError(
+                f"model.pool {pool.name!r} needs the whole patch grid: set model.image.patch_dropout to 0"
+            )
+        if self.norm_after and self.pool.out_dim != self.width:
+            raise ConfigError(
+                f"model.image.norm 'after' needs a head as wide as the trunk ({self.width}); "
+                f"{pool.name!r} gives {self.pool.out_dim}"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches of the whole grid."""
+        return self.grid[0] * self.grid[1]
+
+    def tokens(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Tokens:
+        """The trunk's tokens as a head takes them: normed if the norm stands before pooling.
+
+        Args:
+            images: uint8 pixels, or floats already normalised by `preprocess`.
+            kept: positions of the patches kept.
+
+        Raises:
+            ValueError: images of another size than the trunk's.
+        """
+        if tuple(images.shape[1:]) != (3, *self.size):
+            raise ValueError(
+                f"expected images of shape (batch, 3, {self.size[0]}, {self.size[1]}), got {tuple(images.shape)}"
+            )
+        if images.dtype == torch.uint8:
+            images = (images - self.mean) / self.std
+        x = walk(self.trunk, images, kept, self.grad_checkpointing and self.training)
+        if not self.norm_after:
+            x = self.norm(x)
+        return Tokens(x[:, : self.prefix], x[:, self.prefix :], self.grid, kept)
+
+    def forward(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Pooled:
+        """Embeddings, not normalised to unit length; arguments as in `tokens`."""
+        pooled = self.pool(self.tokens(images, kept))
+        embedding, *auxiliary = (
+            self.projection(self.norm(x) if self.norm_after else x) for x in (pooled.embedding, *pooled.auxiliary)
+        )
+        return Pooled(embedding, tuple(auxiliary))

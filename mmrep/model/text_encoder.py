@@ -1,0 +1,135 @@
+"""The text tower (open_clip's transformer, walked here) and the CLIP tokenizer."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int64
+from open_clip.model import CLIPTextCfg, _build_text_tower
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.model import TextConfig
+from mmrep.model.seeding import seeded
+
+BUCKET = 8
+"""Texts are cut to multiples of this, so that torch.compile meets few lengths."""
+
+
+class TextEncoder(nn.Module):
+    """Token ids to embeddings.
+
+    open_clip's own forward pass fails on texts shorter than the context; this one cuts position embedding and
+    causal mask to the texts' length. Where later tokens can't influence the pooled one, the result is the same.
+
+    Args:
+        config: the tower; width, heads and layers given.
+        embed_dim: width of the embedding.
+        seed: of initial values.
+
+    Attributes:
+        cuttable: whether texts may be cut to the longest of the batch.
+
+    Raises:
+        ConfigError: fields that open_clip's text config does not have.
+    """
+
+    def __init__(self, config: TextConfig, embed_dim: int, seed: int) -> None:
+        super().__init__()
+        args: dict[str, Any] = dict(config.args)
+        quick_gelu = bool(args.pop("quick_gelu", False))
+        for name in ("context_length", "vocab_size", "width", "heads", "layers"):
+            if getattr(config, name) is not None:
+                args[name] = getattr(config, name)
+        try:
+            cfg = CLIPTextCfg(**args)
+        except TypeError as error:
+            raise ConfigError(f"model.text.args: {error}") from error
+        if cfg.hf_model_name:
+            raise ConfigError(
+                f"model.text: {cfg.hf_model_name!r} is a transformers text tower, which is not supported yet"
+            )
+        with seeded(seed, "text"):
+            self.tower = _build_text_tower(embed_dim, cfg, quick_gelu)
+        self.context_length: int = self.tower.context_length
+        self.cuttable = (
+            self.tower.cls_emb is None
+            and self.tower.pool_type in ("argmax", "eos", "first")
+            and (self.tower.attn_mask is not None or self.tower.use_pad_mask)
+        )
+
+    def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch embed"]:
+        """Embeddings, not normalised to unit length.
+
+        Raises:
+            ValueError: texts longer than the context, or shorter on a tower that can't be cut.
+        """
+        length = tokens.shape[1]
+        if length > self.context_length or (length < self.context_length and not self.cuttable):
+            expected = f"at most {self.context_length}" if self.cuttable else f"{self.context_length}"
+            raise ValueError(f"expected texts of {expected} tokens, got {length}")
+        tower = self.tower
+        if not self.cuttable:
+            return tower(tokens)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        if tower.use_pad_mask:
+            mask = tower._build_additive_mask(tokens, length, x.dtype)
+        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
+        x = text_global_pool(x, tokens, tower.pool_type, eos_token_id=tower.eos_id)
+        if tower.text_projection is None:
+            return x
+        return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding, as open_clip ships it.
+
+    Args:
+        context_length: longest text in tokens, start and end included; longer ones are cut and keep their end.
+        cut: whether `batch` cuts to the longest text, rounded up to a multiple of 8.
+    """
+
+    def __init__(self, context_length: int, cut: bool = True) -> None:
+        self.context_length = context_length
+        self.cut = cut
+        self._bpe = SimpleTokenizer(context_length=context_length)
+
+    def __call__(self, texts: str | list[str]) -> Int64[Tensor, "batch context"]:
+        """Token ids padded to the context length, as open_clip's tokenizer gives them."""
+        return self._bpe(texts)
+
+    def batch(self, texts: list[str]) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, " batch"]]:
+        """Token ids, cut to the longest text where that is exact, and the texts' lengths."""
+        tokens = self._bpe(texts)
+        lengths = (tokens == self._bpe.eot_token_id).int().argmax(1) + 1
+        if self.cut:
+            longest = -(-int(lengths.max()) // BUCKET) * BUCKET
+            tokens = tokens[:, : min(longest, self.context_length)].contiguous()
+        return tokens, lengths
+
+    def digest(self) -> str:
+        """Changes where any text would get other ids."""
+        state = hashlib.blake2b(json.dumps(sorted(self._bpe.encoder.items())).encode(), digest_size=16)
+        state.update(f"{self.context_length}".encode())
+        return state.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocab.json, merges.txt and tokenizer_config.json, from which transformers makes a CLIPTokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        merges = [" ".join(pair) for pair, _ in sorted(self._bpe.bpe_ranks.items(), key=lambda item: item[1])]
+        (folder / "vocab.json").write_text(json.dumps(self._bpe.encoder, ensure_ascii=False), encoding="utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.context_length,
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

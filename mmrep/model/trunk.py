@@ -1,0 +1,117 @@
+"""timm trunks: built, held to the contract (batch, prefix + patches, width), and walked block by block."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float, Int64
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmrep.config.checks import ConfigError
+from mmrep.model.seeding import seed_vit, seeded
+
+
+def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) -> tuple[Any, nn.Module]:
+    """A timm trunk without pooling and head, and its final norm, taken out of it.
+
+    Raises:
+        ConfigError: no such model, arguments it does not take, or tokens of another shape than the contract's.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"model.image.trunk: timm has no model {name!r}{hint}")
+    try:
+        with seeded(seed, "image.trunk"):
+            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **args)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.image: timm can't build {name!r} with args {args}: {error}") from error
+    reason = _unfit(trunk)
+    if reason:
+        raise ConfigError(
+            f"model.image.trunk: {name!r} ({type(trunk).__name__}) does not fit: {reason}; "
+            "a trunk has to give (batch, prefix + patches, width), as timm's VisionTransformer and Eva do"
+        )
+    if isinstance(trunk, VisionTransformer) and not pretrained:
+        seed_vit(trunk, seed, "image.trunk")
+    norm = trunk.norm if not isinstance(trunk.norm, nn.Identity) else trunk.fc_norm
+    trunk.norm, trunk.fc_norm = nn.Identity(), nn.Identity()
+    return trunk, norm
+
+
+def _unfit(trunk: Any) -> str:
+    """Why a model can't be a trunk; empty if it can."""
+    for attribute in ("num_prefix_tokens", "embed_dim", "norm", "patch_embed", "blocks"):
+        if not hasattr(trunk, attribute):
+            return f"it has no {attribute}"
+    if isinstance(trunk.norm, nn.Identity) and isinstance(getattr(trunk, "fc_norm", nn.Identity()), nn.Identity):
+        return "it has no final norm"
+    if not hasattr(trunk.patch_embed, "grid_size"):
+        return "its patch embedding has no grid_size"
+    if isinstance(trunk, VisionTransformer):
+        return ""
+    rows, columns = trunk.patch_embed.grid_size
+    training = trunk.training
+    with torch.no_grad():
+        shape = tuple(trunk.eval().forward_features(torch.zeros(1, 3, *image_size(trunk))).shape)
+    trunk.train(training)
+    expected = (1, trunk.num_prefix_tokens + rows * columns, trunk.embed_dim)
+    return "" if shape == expected else f"expected tokens of shape {expected}, got {shape}"
+
+
+def image_size(trunk: Any) -> tuple[int, int]:
+    """Rows and columns of the images a trunk takes."""
+    height, width = trunk.patch_embed.img_size
+    return int(height), int(width)
+
+
+def has_class_token(trunk: Any) -> bool:
+    """Whether the first prefix token is a class token."""
+    return getattr(trunk, "cls_token", None) is not None
+
+
+def num_heads(trunk: Any) -> int | None:
+    """Attention heads of the last block; None where the block does not say."""
+    return getattr(getattr(trunk.blocks[-1], "attn", None), "num_heads", None)
+
+
+def walk(
+    trunk: Any,
+    images: Float[Tensor, "batch 3 height width"],
+    kept: Int64[Tensor, "batch kept"] | None = None,
+    grad_checkpointing: bool = False,
+) -> Float[Tensor, "batch tokens width"]:
+    """The un-normed output tokens of a trunk, prefix first.
+
+    Args:
+        trunk: from `build_trunk`.
+        images: normalised images.
+        kept: positions of the patches kept; the others are left out after the position embedding.
+        grad_checkpointing: recompute each block in the backward pass.
+
+    Raises:
+        ConfigError: patches dropped on a trunk with rotary embeddings or of a family walked whole.
+    """
+    if not isinstance(trunk, VisionTransformer | Eva):
+        if kept is not None:
+            raise ConfigError(f"model.image.patch_dropout: not supported for {type(trunk).__name__}")
+        return trunk.forward_features(images)
+    x, rope = trunk._pos_embed(trunk.patch_embed(images)), None
+    if isinstance(trunk, Eva):
+        x, rope = x
+    if kept is not None:
+        if rope is not None:
+            raise ConfigError("model.image.patch_dropout: not supported for trunks with rotary embeddings")
+        prefix, patches = x[:, : trunk.num_prefix_tokens], x[:, trunk.num_prefix_tokens :]
+        x = torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))], dim=1)
+    x = trunk.norm_pre(x)
+    for i, block in enumerate(trunk.blocks):
+        args = {}
+        if rope is not None:
+            args["rope"] = rope[i] if getattr(trunk, "rope_mixed", False) else rope
+        x = checkpoint(block, x, use_reentrant=False, **args) if grad_checkpointing else block(x, **args)
+    return x

@@ -1,0 +1,1 @@
+"""Paired comparisons of poolings: plan, runner, statistics, report."""

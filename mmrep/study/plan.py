@@ -1,0 +1,74 @@
+"""A study as a list of runs, and whether a folder holds the same study."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.pooling import PoolConfig
+from mmrep.config.tree import CompareConfig, TrainConfig
+
+STUDY = "study.yaml"
+
+
+class PlannedRun(NamedTuple):
+    """One training run of a study.
+
+    Attributes:
+        pool: label of the head.
+        seed: of order, draws and initial values.
+        config: the run's own.
+    """
+
+    pool: str
+    seed: int
+    config: TrainConfig
+
+
+def plan_runs(config: CompareConfig) -> list[PlannedRun]:
+    """All runs: seed by seed, so that a study cut short still compares whole seeds."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    return [
+        PlannedRun(str(pool.label), seed, _run_config(shared, config, pool, seed))
+        for seed in config.study.seeds
+        for pool in config.study.poolings
+    ]
+
+
+def _run_config(shared: dict[str, Any], config: CompareConfig, pool: PoolConfig, seed: int) -> TrainConfig:
+    folder = Path(config.output_dir) / "runs" / f"{pool.label}-{seed}"
+    model = dataclasses.replace(config.model, pool={"name": pool.name, "args": pool.args})
+    return TrainConfig(**{**shared, "model": model, "seed": seed, "output_dir": str(folder), "resume": "auto"})
+
+
+def check_same_study(config: CompareConfig, recipe: dict[str, Any]) -> None:
+    """A folder holds one recipe; heads and seeds may be added to it.
+
+    Args:
+        config: of the study asked for.
+        recipe: its plain form.
+
+    Raises:
+        ConfigError: the folder holds a study with another recipe; the first difference is named.
+    """
+    place = Path(config.output_dir) / STUDY
+    if not place.is_file():
+        return
+    before = yaml.safe_load(place.read_text(encoding="utf-8"))
+    for key, (old, new) in _differences(before, recipe).items():
+        if not key.startswith(("study.", "output_dir", "resume")):
+            raise ConfigError(
+                f"{config.output_dir} holds a study with {key} = {old}, not {new}: "
+                "choose another --output_dir, or restore the setting to continue"
+            )
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in [*a, *(key for key in b if key not in a)]:
+            found |= _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {} if a == b else {prefix: (a, b)}

@@ -1,0 +1,159 @@
+"""A study's results as tables: on the terminal, and as report.md."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mmrep.config.checks import ConfigError
+from mmrep.evaluation.suite import align
+from mmrep.study.statistics import MIN_SEEDS
+
+RESULTS = "results.json"
+SCHEMA = 1
+
+PRIMARY = ("acc1", "image_retrieval_recall@1", "text_retrieval_recall@1")
+FEW_PATCHES = 64
+
+_COSTS = {
+    "params": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
+    "gmacs": ("GMACs/image", lambda v: f"{v:.3g}"),
+    "pairs_per_s": ("train pairs/s", lambda v: f"{v:.0f}"),
+    "images_per_s": ("embed images/s", lambda v: f"{v:.0f}"),
+    "peak_mb": ("peak MB", lambda v: f"{v:.0f}"),
+}
+
+
+def pools_of(results: dict[str, Any]) -> list[str]:
+    """Labels of the heads, in the order of the study."""
+    return list(dict.fromkeys(run["pool"] for run in results["runs"]))
+
+
+def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
+    """Names of the metrics; the main ones only, if `primary`."""
+    names = list(dict.fromkeys(name for run in results["runs"] for name in run["metrics"]))
+    return [name for name in names if not primary or name.rsplit("/", 1)[1] in PRIMARY]
+
+
+def metric_rows(results: dict[str, Any], primary: bool) -> list[list[str]]:
+    """A row a metric and head: mean over seeds, chance, difference to the baseline."""
+    rows = [["metric", "pool", "%", "chance %", f"− {results['baseline']}", *_interval_head(results), "verdict"]]
+    by_pair = {(d["metric"], d["a"]): d for d in results["differences"]}
+    for metric in metrics_of(results, primary):
+        for pool in pools_of(results):
+            values = [run["metrics"][metric] for run in results["runs"] if run["pool"] == pool]
+            chance = results["runs"][0]["chance"][metric]
+            difference = by_pair.get((metric, pool))
+            rows.append(
+                [
+                    metric,
+                    pool,
+                    f"{100 * statistics.fmean(values):.2f}",
+                    f"{100 * chance:.2f}",
+                    f"{100 * difference['mean']:+.2f}" if difference else "",
+                    *_interval(difference, results),
+                    (difference["verdict"] or "none") if difference else "",
+                ]
+            )
+    return rows
+
+
+def _interval_head(results: dict[str, Any]) -> list[str]:
+    if not any(d["low"] is not None for d in results["differences"]):
+        return []
+    return [f"{100 * results['confidence']:g}% interval", "p adj."]
+
+
+def _interval(difference: dict[str, Any] | None, results: dict[str, Any]) -> list[str]:
+    if not _interval_head(results):
+        return []
+    if difference is None or difference["low"] is None:
+        return ["", ""]
+    return [f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}", f"{difference['p_adjusted']:.3f}"]
+
+
+def cost_rows(results: dict[str, Any]) -> list[list[str]]:
+    """A row a head: parameters, multiply-adds, speed, memory (means over seeds)."""
+    rows = [["pool", *(title for title, _ in _COSTS.values())]]
+    for pool in pools_of(results):
+        costs = [run["cost"] for run in results["runs"] if run["pool"] == pool]
+        rows.append([pool, *(show(statistics.fmean(c[name] for c in costs)) for name, (_, show) in _COSTS.items())])
+    return rows
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What a reader has to know before believing the tables."""
+    seeds = sorted({run["seed"] for run in results["runs"]})
+    lines = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} a head; differences are percentage points."]
+    if len(seeds) < MIN_SEEDS:
+        lines.append(
+            f"Fewer than {MIN_SEEDS} seeds: the differences stand without a verdict. Another seed may turn their "
+            "signs; give study.seeds at least 3, better 5."
+        )
+    if results["paired"]:
+        lines.append(
+            "Paired: the heads of one seed saw the same batches and started equal wherever they share a parameter."
+        )
+    else:
+        lines.append(f"Not paired, so no differences: {results['unpaired_because']}.")
+    patches = results.get("patch_tokens")
+    if patches is not None and patches < FEW_PATCHES:
+        lines.append(
+            f"A demonstration: {patches} patch tokens an image. What pools best over so few says little about real "
+            f"models; use at least {FEW_PATCHES}."
+        )
+    return lines
+
+
+def terminal(results: dict[str, Any]) -> str:
+    """The study as text for a terminal."""
+    parts = [align(cost_rows(results)), *(f"• {line}" for line in remarks(results))]
+    if metrics_of(results, primary=True):
+        parts.insert(0, align(metric_rows(results, primary=True)) + "\n")
+    return "\n".join(parts)
+
+
+def markdown(results: dict[str, Any], title: str) -> str:
+    """The study as Markdown."""
+    parts = [f"# {title}", "\n".join(f"- {line}" for line in remarks(results))]
+    if metrics_of(results, primary=False):
+        parts += ["## Metrics", _markdown_table(metric_rows(results, primary=False))]
+    parts += ["## Cost", _markdown_table(cost_rows(results))]
+    parts += [
+        "Speeds were measured one head after the other on one machine, training as the median and embedding as the "
+        "best of several; on a shared machine differences of a few percent mean nothing."
+    ]
+    digests = "\n".join(f"| {seed} | `{digest}` |" for seed, digest in results["batches"].items())
+    parts += ["## Evidence of pairing", f"| seed | digest of all batches |\n|---|---|\n{digests}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def write_report(folder: Path, results: dict[str, Any]) -> Path:
+    """Writes report.md into a study's folder."""
+    place = folder / "report.md"
+    place.write_text(markdown(results, f"Study {folder.resolve().name}"), encoding="utf-8")
+    return place
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a study.
+
+    Raises:
+        ConfigError: there is none, or it is not of a study.
+    """
+    place = folder / RESULTS
+    try:
+        results = json.loads(place.read_text(encoding="utf-8"))
+        if results["schema"] > SCHEMA or "runs" not in results:
+            raise KeyError("runs")
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror}; a study is finished when it is there") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place}: not the results of a study") from error
+    return results

@@ -1,0 +1,146 @@
+"""Runs a study: trains what is missing, proves that runs are paired, gathers results."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmrep import __version__, distributed
+from mmrep.config.checks import ConfigError
+from mmrep.config.tree import CompareConfig
+from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
+from mmrep.study.report import RESULTS, SCHEMA, write_report
+from mmrep.study.statistics import Difference, judge, paired_difference
+from mmrep.training.build import plain
+from mmrep.training.output import CONFIG, INITIAL, SUMMARY
+from mmrep.training.trainer import train
+
+LOG = logging.getLogger("mmrep")
+
+
+def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
+    """Trains every head with every seed, evaluates once a run, compares; a second call continues where the first ended.
+
+    Args:
+        config: the study and the recipe its runs share.
+        resume_command: printed when a signal ends it.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ConfigError: the folder holds another study.
+        Stopped: a signal ended it.
+    """
+    folder = Path(config.output_dir)
+    recipe = plain(config.to_dict())
+    check_same_study(config, recipe)
+    runs = plan_runs(config)
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STUDY).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    for number, run in enumerate(runs):
+        _check_pool(run)
+        train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
+    results = gather(config, runs)
+    if distributed.rank() == 0:
+        (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_report(folder, results)
+    return results
+
+
+def _check_pool(run: PlannedRun) -> None:
+    """A run found in the folder under this label is of this head."""
+    place = Path(run.config.output_dir) / CONFIG
+    if place.is_file():
+        before = yaml.safe_load(place.read_text(encoding="utf-8"))["model"]["pool"]
+        if before != run.config.model.pool:
+            raise ConfigError(f"{place} has pool {before}, not {run.config.model.pool}: give one of them another label")
+
+
+def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
+    """The study's results, in the schema of results.json."""
+    entries, evidence = [], {}
+    for run in runs:
+        place = Path(run.config.output_dir)
+        summary = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
+        found = json.loads((place / RESULTS).read_text(encoding="utf-8"))["results"] if config.evaluation.sets else []
+        entries.append(
+            {
+                "pool": run.pool,
+                "seed": run.seed,
+                "metrics": {f"{r['dataset']}/{name}": value for r in found for name, value in r["metrics"].items()},
+                "chance": {f"{r['dataset']}/{name}": value for r in found for name, value in r["chance"].items()},
+                "cost": summary["cost"],
+            }
+        )
+        initial = json.loads((place / INITIAL).read_text(encoding="utf-8"))
+        evidence[run.pool, run.seed] = (summary["batches"], initial)
+    obstacle = unpaired(evidence)
+    if obstacle:
+        LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
+    baseline = config.study.reference
+    return {
+        "schema": SCHEMA,
+        "baseline": baseline,
+        "paired": not obstacle,
+        "runs": entries,
+        "differences": [d._asdict() for d in differences(entries, baseline, config.study.confidence)]
+        if not obstacle
+        else [],
+        "unpaired_because": obstacle or None,
+        "confidence": config.study.confidence,
+        "batches": {str(seed): batches for (_, seed), (batches, _) in evidence.items()},
+        "patch_tokens": _patch_tokens(runs[0]),
+        "mmrep": __version__,
+    }
+
+
+def _patch_tokens(run: PlannedRun) -> int | None:
+    """Patch tokens of the trunk, by the size of the saved position embedding's grid."""
+    args = run.config.model.image.args
+    if {"img_size", "patch_size"} <= set(args) and isinstance(args["img_size"], int):
+        return int(args["img_size"] // args["patch_size"]) ** 2
+    return None
+
+
+def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]]) -> str:
+    """Why runs of one seed did not see the same batches or did not start equal where they share a parameter; empty
+    if they did.
+
+    Args:
+        evidence: by head and seed, the digest of all batches and the digests of all initial parameters (shape first).
+    """
+    first: dict[int, str] = {}
+    for (pool, seed), (batches, initial) in evidence.items():
+        reference = first.setdefault(seed, pool)
+        batches_then, initial_then = evidence[reference, seed]
+        if batches != batches_then:
+            return f"{pool} and {reference} of seed {seed} saw other batches ({batches}, {batches_then})"
+        for name in initial.keys() & initial_then.keys():
+            shape, digest = initial[name].rsplit(" ", 1)
+            shape_then, digest_then = initial_then[name].rsplit(" ", 1)
+            if shape == shape_then and digest != digest_then and not name.startswith("image.pool."):
+                return f"{pool} and {reference} of seed {seed} started with other values of {name}"
+    return ""
+
+
+def differences(entries: list[dict[str, Any]], baseline: str, confidence: float) -> list[Difference]:
+    """Every other head against the baseline, in every metric, over the seeds both have."""
+    by_pool: dict[str, dict[int, dict[str, float]]] = {}
+    for entry in entries:
+        by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]
+    found = []
+    for pool, seeds in by_pool.items():
+        if pool == baseline:
+            continue
+        shared = sorted(seeds.keys() & by_pool[baseline].keys())
+        for metric in seeds[shared[0]] if shared else ():
+            a = [seeds[seed][metric] for seed in shared]
+            b = [by_pool[baseline][seed][metric] for seed in shared]
+            if all(map(math.isfinite, a + b)):
+                found.append(paired_difference(metric, pool, baseline, a, b, confidence))
+    return judge(found, confidence)

@@ -1,0 +1,1 @@
+"""Training: built first, then a short loop."""

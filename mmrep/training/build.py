@@ -1,0 +1,224 @@
+"""Everything a run needs, built and checked before the loop starts."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from mmrep import distributed
+from mmrep.batch import Batch
+from mmrep.config.checks import ConfigError
+from mmrep.config.loss import Duplicates
+from mmrep.config.tree import TrainConfig
+from mmrep.data.loader import Loaded, Plan, Steps, batches, data_state, default_workers, wrap
+from mmrep.data.sources import Sources
+from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
+from mmrep.loss import contrastive_loss
+from mmrep.model.dual_encoder import DualEncoder, Embeddings
+from mmrep.model.load import build_model, write_model_config
+from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mmrep.training.optim import build_optimizer
+from mmrep.training.output import CONFIG, INITIAL, check_output
+from mmrep.training.tracking import Tracker
+
+LOG = logging.getLogger("mmrep")
+
+
+@dataclass
+class Run:
+    """A run, ready to train.
+
+    Attributes:
+        config: the whole config.
+        folder: where the run is written.
+        accelerator: device and processes.
+        model: the dual encoder.
+        wrapped: the same, as DDP wraps it.
+        optimizer: AdamW.
+        steps: the batches, by step.
+        validation: the held-out samples.
+        tests: the sets evaluated at the end.
+        first_step: steps done before this start.
+        seen: checksum of all batches before this start, and of this process's own since.
+        tracker: metrics and progress.
+    """
+
+    config: TrainConfig
+    folder: Path
+    accelerator: Accelerator
+    model: DualEncoder
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    steps: Steps
+    validation: list[EvalSet]
+    tests: list[EvalSet]
+    first_step: int
+    seen: list[int]
+    tracker: Tracker
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.accelerator.device
+
+    def batches(self) -> Iterator[Loaded]:
+        """The batches from `first_step` on."""
+        workers = self.config.data.workers
+        if workers is None:
+            workers = default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        pin = self.device.type == "cuda"
+        return batches(self.steps, self.first_step, workers, self.config.data.prefetch, pin)
+
+    def loss(self, output: Embeddings, batch: Batch) -> Tensor:
+        """The contrastive loss of this process's pairs against all."""
+        config = self.config.loss
+        return contrastive_loss(
+            output.image,
+            output.text,
+            output.logit_scale,
+            kind=config.kind,
+            groups=batch.groups,
+            logit_bias=output.logit_bias,
+            duplicates=resolve_duplicates(config.duplicates, self.steps.sources.captions),
+        )
+
+    def checksum(self) -> int:
+        """Of every batch so far, whatever the number of processes."""
+        return wrap(self.seen[0] + distributed.sum_over_processes(wrap(self.seen[1]), self.device))
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint after `step` steps."""
+        state = {"data": data_state(self.steps), "samples_seen": step * self.steps.plan.global_batch}
+        state["checksum"] = self.checksum()
+        if self.accelerator.is_main_process:
+            keep = self.config.training.keep_checkpoints
+            save_checkpoint(
+                self.folder, step, self.model, self.optimizer, state, keep, partial(write_model_config, self.model)
+            )
+        distributed.barrier()
+
+
+def resolve_duplicates(duplicates: Duplicates, captions: list[str]) -> Duplicates:
+    """`auto` masks where any source takes captions from classes."""
+    if duplicates != "auto":
+        return duplicates
+    return "mask" if "cls" in captions else "negative"
+
+
+def build_run(config: TrainConfig, label: str = "train") -> Run:
+    """Builds data, model and optimiser; resumes if asked to.
+
+    Args:
+        config: the whole config.
+        label: shown with progress.
+
+    Raises:
+        ConfigError: what does not fit together; a checkpoint of other data.
+        DataError: a damaged shard.
+    """
+    check_output(config)
+    accelerator = Accelerator(
+        mixed_precision="no",  # the model enters autocast itself, in every entry point
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    local = config.training.local_batch(accelerator.num_processes)
+    folder = Path(config.output_dir)
+    sources = Sources(config.data.train, config.data.validation)
+    tests = [open_set(each) for each in config.evaluation.sets]
+    model = build_model(config.model, config.seed, sigmoid=config.loss.kind == "sigmoid")
+    model.precision = config.training.precision
+    model.set_grad_checkpointing(config.training.grad_checkpointing)
+    steps = build_steps(config, model, sources, accelerator)
+    if len(sources) < config.training.global_batch:
+        LOG.warning(
+            "training.global_batch %d is larger than the training set (%d): some samples meet themselves as negatives",
+            config.training.global_batch, len(sources),
+        )  # fmt: skip
+    assert local == steps.local, "the loader and the config agree on the local batch"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(yaml.safe_dump(plain(config.to_dict()), sort_keys=False), encoding="utf-8")
+        (folder / INITIAL).write_text(json.dumps(parameter_digests(model), indent=1) + "\n", encoding="utf-8")
+    model.to(accelerator.device)
+    optimizer = build_optimizer(model, model.no_weight_decay(), config.optim)
+    first, seen = resume(config, folder, model, optimizer, steps)
+    if config.training.compile:
+        model.compile()
+    return Run(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        model=model,
+        wrapped=accelerator.prepare_model(model),
+        optimizer=optimizer,
+        steps=steps,
+        validation=validation_sets(sources, config.data.validation),
+        tests=tests,
+        first_step=first,
+        seen=[seen, 0],
+        tracker=Tracker(
+            folder, first, config.training.steps, config.training.global_batch, accelerator.is_main_process, label
+        ),
+    )
+
+
+def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accelerator: Accelerator) -> Steps:
+    """This process's batches."""
+    patches = model.image.patches
+    keep = max(1, round(patches * (1 - config.model.image.patch_dropout)))
+    plan = Plan(config.seed, config.training.global_batch, config.training.steps, model.image.size, (patches, keep))
+    return Steps(sources, config.data, model.tokenizer, plan, accelerator.process_index, accelerator.num_processes)
+
+
+def resume(
+    config: TrainConfig, folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer, steps: Steps
+) -> tuple[int, int]:
+    """Steps done and checksum so far: of the checkpoint that `resume` asks for, or zeros.
+
+    Raises:
+        ConfigError: a damaged checkpoint, or one whose data differs; the difference is named.
+    """
+    if config.resume == "none":
+        return 0, 0
+    place = find_checkpoint(folder, LOG.warning) if config.resume == "auto" else Path(config.resume)
+    if place is None:
+        LOG.info("no checkpoint in %s: starting from the beginning", folder)
+        return 0, 0
+    state = load_checkpoint(place, model, optimizer).state
+    now = data_state(steps)
+    for name, before in state["data"].items():
+        if now.get(name) != before:
+            raise ConfigError(
+                f"checkpoint {place} was made with other data: {name} was {before}, is {now.get(name)}; "
+                "restore it, or start a new run in another --output_dir"
+            )
+    LOG.info("resuming from %s", place)
+    return int(state["step"]), int(state["checksum"])
+
+
+def parameter_digests(model: nn.Module) -> dict[str, str]:
+    """Shape and a digest of the values of every parameter."""
+    digests = {}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous().numpy().tobytes()
+        digests[name] = f"{tuple(parameter.shape)} {hashlib.blake2b(values, digest_size=8).hexdigest()}"
+    return digests
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

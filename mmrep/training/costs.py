@@ -1,0 +1,66 @@
+"""What a model costs: parameters, multiply-adds, inference speed, peak memory."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrep.model.dual_encoder import DualEncoder
+
+
+def count_parameters(model: DualEncoder) -> int:
+    """Parameters of the whole model, trained or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def image_gmacs(model: DualEncoder) -> float:
+    """Multiply-adds of the image tower for one image, in 10^9: matrix products, convolutions and attention."""
+    image = torch.zeros((1, 3, *model.image.size), dtype=torch.uint8, device=model.device)
+    with FlopCounterMode(display=False) as counter:
+        model.encode_image(image)
+    return counter.get_total_flops() / 2e9
+
+
+@torch.inference_mode()
+def images_per_second(model: DualEncoder, batch: int, seconds: float = 1.0) -> float:
+    """Images the image tower embeds in a second, from the fastest of several batches (others share the machine)."""
+    images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
+    training = model.training
+    model.eval()
+    fastest, until = float("inf"), time.perf_counter() + seconds
+    runs = 0
+    while runs < 3 or time.perf_counter() < until:
+        begin = time.perf_counter()
+        model.encode_image(images)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest, runs = min(fastest, time.perf_counter() - begin), runs + 1
+    model.train(training)
+    return batch / fastest
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of `peak_memory_mb` (on CPUs where the kernel lets us: Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak since the last reset, in MB (10^6 bytes): allocated on the GPU, or resident in this process on CPUs."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

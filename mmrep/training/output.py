@@ -1,0 +1,26 @@
+"""What a run's folder holds, and when it may be written to; checked before torch is imported."""
+
+from pathlib import Path
+
+from mmrep.config.checks import require
+from mmrep.config.tree import TrainConfig
+
+CONFIG, INITIAL, METRICS, SUMMARY = "config.yaml", "initial.json", "metrics.jsonl", "summary.json"
+
+
+def check_output(config: TrainConfig) -> None:
+    """A run never overwrites another.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is `none`, or the checkpoint named does not exist.
+    """
+    folder = Path(config.output_dir)
+    used = (folder / METRICS).exists() or (folder / SUMMARY).exists()
+    require(
+        config.resume != "none" or not used,
+        f"output_dir {folder} already holds a run: continue it with --resume auto, or choose another --output_dir",
+    )
+    require(
+        config.resume in ("none", "auto") or Path(config.resume).is_dir(),
+        f"resume: no such checkpoint folder: {config.resume} (valid: none, auto, a checkpoint's folder)",
+    )

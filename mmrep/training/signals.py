@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM end a run after its current step, with a checkpoint."""
+
+import signal
+import threading
+from types import FrameType
+
+
+class Stopped(Exception):
+    """The run was ended by a signal and can be resumed. Exit status 75."""
+
+
+class StopSignal:
+    """Whether SIGINT or SIGTERM has arrived; a second Ctrl-C ends at once. Used as a context."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, object] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

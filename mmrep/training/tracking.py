@@ -1,0 +1,110 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+LOG = logging.getLogger("mmrep")
+
+
+class Tracker:
+    """Writes metrics and shows progress; on other processes than the first it does neither.
+
+    Args:
+        folder: the run's.
+        first: the step the run starts at; later lines of an interrupted run are dropped.
+        steps: of the whole run.
+        global_batch: pairs in a step.
+        active: whether this is the first process.
+        label: shown before the bar.
+    """
+
+    def __init__(self, folder: Path, first: int, steps: int, global_batch: int, active: bool, label: str) -> None:
+        self.active = active
+        self.global_batch = global_batch
+        self.steps = steps
+        self.label = label
+        self.rates: list[float] = []
+        self._path = folder / "metrics.jsonl"
+        self._since, self._from = time.perf_counter(), first
+        self._paused = 0.0
+        if not active:
+            return
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= first]
+        self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps, initial=first, desc=label, unit="step", disable=not terminal, dynamic_ncols=True, leave=True
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self.active:
+            self._bar.update()
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Writes a line of metrics after `step` steps, with the rate since the last one."""
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused, 1e-9)
+        rate = (step - self._from) * self.global_batch / seconds
+        self.rates.append(rate)
+        self._since, self._from, self._paused = now, step, 0.0
+        if not self.active:
+            return
+        self._write({"step": step, **metrics, "pairs_per_s": round(rate, 2)})
+        if self._bar.disable:
+            left = (self.steps - step) * self.global_batch / rate
+            LOG.info(
+                "%s: step %d/%d  loss %.4f  %.0f pairs/s  %s left",
+                self.label, step, self.steps, metrics["loss"], rate, _clock(left),
+            )  # fmt: skip
+        else:
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {rate:.0f} pairs/s")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes a line of evaluation metrics."""
+        if self.active:
+            self._write({"step": step, "evaluation": metrics})
+            text = "  ".join(f"{name} {100 * value:.1f}%" for name, value in metrics.items())
+            self.say(f"{self.label}: step {step}: {text}")
+
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        if self.active:
+            if self._bar.disable:
+                LOG.info("%s", message)
+            else:
+                self._bar.write(message, file=sys.stderr)
+
+    def paused(self, seconds: float) -> None:
+        """Time spent on something else than steps (evaluation, checkpoints): not counted in the rate."""
+        self._paused += seconds
+
+    def close(self) -> None:
+        """Ends bar and file."""
+        if self.active:
+            self._bar.close()
+            self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file; a last one cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

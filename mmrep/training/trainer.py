@@ -1,0 +1,218 @@
+"""A training run: build, loop, finish."""
+
+import hashlib
+import json
+import logging
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrep import __version__, distributed
+from mmrep.config.checks import MmrepError
+from mmrep.config.tree import TrainConfig
+from mmrep.evaluation.suite import Result, evaluate, table, write_results
+from mmrep.model.load import WEIGHTS, save_model
+from mmrep.model.seeding import derive_seed
+from mmrep.training.build import Run, build_run
+from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
+from mmrep.training.optim import learning_rate, set_learning_rate
+from mmrep.training.output import SUMMARY
+from mmrep.training.signals import Stopped, StopSignal
+
+LOG = logging.getLogger("mmrep")
+
+
+class Diverged(MmrepError):
+    """The loss is not finite any more."""
+
+
+def train(config: TrainConfig, resume_command: str, label: str = "train") -> Path:
+    """Trains, evaluates once on the test sets, writes `final/`.
+
+    Args:
+        config: the whole config.
+        resume_command: printed when a signal ends the run.
+        label: shown with progress.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ConfigError, DataError: see `build_run`.
+        Stopped: a signal ended the run; a checkpoint is written.
+        Diverged: the loss is not finite.
+    """
+    folder = Path(config.output_dir)
+    if config.resume == "auto" and (folder / SUMMARY).exists():
+        LOG.info("%s is finished already: see %s", folder, folder / SUMMARY)
+        return folder
+    run = build_run(config, label)
+    reset_peak_memory(run.device)
+    try:
+        fit(run, resume_command)
+        finish(run)
+    finally:
+        run.tracker.close()
+    return folder
+
+
+def fit(run: Run, resume_command: str) -> None:
+    """The loop: fetch, forward, loss, step, log, evaluate, save."""
+    config = run.config.training
+    last_save = time.monotonic()
+    run.wrapped.train()
+    with StopSignal() as stop:
+        for step, (batch, checksum) in enumerate(run.batches(), start=run.first_step):
+            # Dropout, where the model has any, is drawn anew from (seed, step, rank): a resumed run repeats it.
+            torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
+            run.seen[1] += int(checksum)
+            batch = batch.to(run.device)
+
+            loss = run.loss(run.wrapped(batch), batch)
+            loss.backward()
+            norm = clip(run)
+            set_learning_rate(run.optimizer, learning_rate(step, config.steps, run.config.optim))
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.model.clamp_logit_scale(run.config.loss.max_logit_scale)
+
+            done = step + 1
+            run.tracker.advance()
+            if at(done, config.log_every) or done == config.steps:
+                log(run, done, loss, norm)
+            if at(done, config.evaluate_every) and done < config.steps:
+                timed(run, validate, run, done)
+            stopping, due = agree(run, done, bool(stop), last_save)
+            if stopping or due or at(done, config.checkpoint_steps):
+                timed(run, run.save, done)
+                last_save = time.monotonic()
+            if stopping and done < config.steps:
+                raise Stopped(
+                    f"stopped by {stop.name or 'a signal'} after step {done}; continue with:\n  {resume_command}"
+                )
+
+
+def at(done: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens now; 0: never."""
+    return every > 0 and done % every == 0
+
+
+def agree(run: Run, done: int, signalled: bool, last_save: float) -> tuple[bool, bool]:
+    """Whether a signal has come, and whether a checkpoint is due by time: the same answers on every process.
+
+    Several processes ask each other at log steps only, where they wait for each other anyway.
+    """
+    config = run.config.training
+    if distributed.world_size() > 1 and not at(done, config.log_every):
+        return False, False
+    minutes = (time.monotonic() - last_save) / 60
+    due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
+    return distributed.any_process(signalled, run.device), distributed.any_process(due, run.device)
+
+
+def clip(run: Run) -> torch.Tensor | None:
+    """Clips the gradients, if asked to, and returns their norm before."""
+    largest = run.config.optim.clip_norm
+    return None if largest is None else torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
+
+
+def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
+    """Writes metrics of a step.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    value = float(distributed.mean_over_processes(loss.detach()))
+    metrics = {
+        "loss": value,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "logit_scale": float(run.model.logit_scale.detach().exp()),
+    }
+    if norm is not None:
+        metrics["gradient_norm"] = float(norm)
+    run.tracker.log(step, **metrics)
+    if not torch.isfinite(torch.tensor(value)):
+        raise Diverged(
+            f"the loss is {value} at step {step}: lower optim.lr, set optim.clip_norm 1, or lengthen optim.warmup; "
+            f"earlier checkpoints in {run.folder / 'checkpoints'} are whole"
+        )
+
+
+def timed(run: Run, work: Any, *args: Any) -> None:
+    """Does work that is not counted in the training rate."""
+    begin = time.perf_counter()
+    work(*args)
+    run.tracker.paused(time.perf_counter() - begin)
+
+
+def validate(run: Run, step: int) -> None:
+    """Evaluates on the held-out samples and writes the metrics; the other processes wait."""
+    if not run.validation:
+        return
+    if run.accelerator.is_main_process:
+        results = evaluate({"model": run.model}, run.validation, run.config.evaluation)
+        run.tracker.evaluation(step, flatten(results))
+    distributed.barrier()
+
+
+def flatten(results: list[Result]) -> dict[str, float]:
+    """Metrics as `DATASET/METRIC`."""
+    return {
+        f"{result.evalset.name}/{name}": value
+        for result in results
+        for name, value in result.evaluation.metrics.items()
+    }
+
+
+def finish(run: Run) -> None:
+    """Writes final/, evaluates once on the test sets, measures costs, and last of all writes the summary."""
+    peak = peak_memory_mb(run.device)
+    validate(run, run.config.training.steps)
+    checksum = run.checksum()
+    if run.accelerator.is_main_process:
+        results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
+        save_model(run.model, run.folder / "final")
+        about = describe(run)
+        if results:
+            write_results(results, run.folder / "results.json", about)
+            run.tracker.say(table(results))
+        summary = {
+            "steps": run.config.training.steps,
+            "batches": f"{checksum % 2**64:016x}",
+            "cost": costs(run, peak),
+            **about,
+        }
+        (run.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        run.tracker.say(f"done: {run.folder / 'final'}")
+    distributed.barrier()
+
+
+def costs(run: Run, peak_mb: float) -> dict[str, float]:
+    """What the run's model costs; see `mmrep.training.costs`."""
+    return {
+        "params": count_parameters(run.model),
+        "gmacs": round(image_gmacs(run.model), 6),
+        "pairs_per_s": round(statistics.median(run.tracker.rates), 2),
+        "images_per_s": round(images_per_second(run.model, run.config.evaluation.batch_size), 2),
+        "peak_mb": round(peak_mb, 1),
+    }
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Digests and versions that say what a result belongs to."""
+    with (run.folder / "final" / WEIGHTS).open("rb") as file:
+        model = hashlib.file_digest(file, "sha256").hexdigest()
+    config = json.dumps(run.config.to_dict(), sort_keys=True)
+    packages = ("torch", "timm", "open_clip_torch", "accelerate")
+    return {
+        "model_digest": model,
+        "config_digest": hashlib.sha256(config.encode()).hexdigest(),
+        "device": torch.cuda.get_device_name() if run.device.type == "cuda" else platform.machine(),
+        "versions": {"mmrep": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+    }
