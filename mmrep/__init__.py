@@ -3,7 +3,7 @@
 Shapes in signatures: batch = images or pairs of one process, global = of all processes, prefix = class and register
 tokens,
 patches = patch tokens (N = rows × columns of the grid), width = token width D, out = width of a head's output D',
-embed = width of the shared embedding, length = text length in tokens.
+embed = width of the shared embedding, length = text length in tokens; rows, columns = of an image in pixels.
 """
 
 import importlib

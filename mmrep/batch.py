@@ -20,7 +20,7 @@ class Batch(NamedTuple):
         kept: positions of the patches kept under patch dropout, ascending; None when all are.
     """
 
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch 3 rows columns"]
     tokens: Int64[Tensor, "batch length"]
     lengths: Int64[Tensor, " batch"]
     ids: Int64[Tensor, " batch"]

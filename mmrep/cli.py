@@ -298,7 +298,7 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--format", default="open_clip", help="open_clip")
     args = parser.parse_args(argv)
-    from mmrep.hub.export import export
+    from mmrep.hub.formats import export
     from mmrep.model.load import load
 
     export(load(args.model), args.output_dir, args.format)

@@ -3,14 +3,14 @@
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
-install_import_hook("mmrep", "beartype.beartype")
+install_import_hook("mmrep", "typechecking.check")
 
 TINY_MODEL: dict[str, Any] = {
     "embed_dim": 16,
@@ -106,3 +106,11 @@ def real_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Index files of test shards stay out of the user's cache."""
     os.environ["MMREP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No run-time type checks, for tests of what a user sees who passes something wrong."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

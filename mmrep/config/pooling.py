@@ -40,7 +40,6 @@ class GeMArgs:
         above("pool args.p", self.p, 0)
         require(self.p <= MAX_EXPONENT, f"pool args.p: expected at most {MAX_EXPONENT:g}, got {self.p}; use pool 'max'")
         above("pool args.eps", self.eps, 0)
-        one_of("pool args.negatives", self.negatives, typing.get_args(Negatives))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class GGeMArgs(GeMArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("pool args.groups", self.groups, 1)
-        one_of("pool args.grouping", self.grouping, typing.get_args(Grouping))
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,6 @@ POOL_ARGS: dict[str, type] = {
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether `value` is of the annotated type (an int is a float too, a bool is neither)."""
-    if typing.get_origin(annotation) is Literal:
-        return isinstance(value, str)
     kinds = typing.get_args(annotation) or (annotation,)
     if isinstance(value, bool):
         return bool in kinds
@@ -127,7 +123,9 @@ def check_pool_args(name: str, args: dict[str, Any]) -> Any:
         if key not in declared:
             valid = ", ".join(declared) or "none"
             raise ConfigError(f"pool {name!r} has no argument {key!r} (valid: {valid})")
-        if not _fits(value, declared[key]):
+        if typing.get_origin(declared[key]) is Literal:
+            one_of(f"pool {name!r}, argument {key!r}", str(value), typing.get_args(declared[key]))
+        elif not _fits(value, declared[key]):
             kind = getattr(declared[key], "__name__", str(declared[key]))
             raise ConfigError(f"pool {name!r}, argument {key!r}: expected {kind}, got {value!r}")
     return POOL_ARGS[name](**args)

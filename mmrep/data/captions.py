@@ -54,12 +54,14 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
             lines = text.splitlines()
         else:
             value = json.loads(text)[field]
-            lines = [value] if isinstance(value, str) else list(value)
+            lines = [value] if isinstance(value, str) else value
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise TypeError(f"expected a text or a list of texts, got {str(value)[:40]}")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start})") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: no text under key {field!r}: {type(error).__name__}: {error}") from error
-    lines = [line.strip() for line in lines if isinstance(line, str) and line.strip()]
+    lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise DataError(f"{where}: no caption in it")
     return lines
@@ -90,6 +92,9 @@ class Captioner:
         shard: one of its shards; class names and templates are looked for beside it.
         where: the config field, for messages.
 
+    Attributes:
+        digest: of the kind of caption, the class names and the templates.
+
     Raises:
         ConfigError: class names or templates are missing or malformed.
     """
@@ -107,6 +112,7 @@ class Captioner:
                 if "{c}" not in template:
                     raise ConfigError(f"{where}.templates: {template!r} has no {{c}} for the class name")
             self.groups = [group_id(name) for name in self.classnames]
+        self.digest = group_id(repr((self.kind, self.classnames, self.templates)))
 
     @staticmethod
     def _read(path: str | None, shard: Path, name: str, where: str) -> list[str]:

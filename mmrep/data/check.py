@@ -1,9 +1,11 @@
 """`mmrep data check`: every sample of the shards read once, every problem named."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mmrep.data.captions import text_lines
+from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import read_image
 from mmrep.data.shards import DataError, ShardIndex, build_index
 
@@ -29,7 +31,7 @@ class Report(NamedTuple):
 
 
 def check_shards(paths: list[Path]) -> Report:
-    """Indexes every shard anew and reads every image and text member."""
+    """Indexes every shard anew and reads every image, text and label."""
     problems: list[str] = []
     samples = 0
     for path in paths:
@@ -38,6 +40,9 @@ def check_shards(paths: list[Path]) -> Report:
         except DataError as error:
             problems.append(str(error))
             continue
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+            continue
         samples += len(index)
         for row in range(len(index)):
             problems += _sample_problems(index, row)
@@ -45,14 +50,15 @@ def check_shards(paths: list[Path]) -> Report:
 
 
 def _sample_problems(index: ShardIndex, row: int) -> list[str]:
-    problems = []
-    try:
-        read_image(index, row)
-    except DataError as error:
-        problems.append(str(error))
+    readers: list[Callable[[], object]] = [lambda: read_image(index, row)]
     if "txt" in index.members:
+        readers.append(lambda: text_lines(index, row, "txt"))
+    if "cls" in index.members:
+        readers.append(lambda: class_label(index, row, sys.maxsize))  # how many classes there are, no shard says
+    problems = []
+    for read in readers:
         try:
-            text_lines(index, row, "txt")
+            read()
         except DataError as error:
             problems.append(str(error))
     return problems

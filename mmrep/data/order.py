@@ -2,7 +2,6 @@
 
 import math
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +18,14 @@ MAX_PERIOD = 100_000
 def slot_schedule(weights: list[float]) -> NDArray[np.int64]:
     """The sources of one period of slots, spread evenly, in exact proportion to the weights.
 
-    Weights are taken as decimal fractions (0.7 is 7/10), so that the period is an integer; slot t goes to the
-    source that lags most behind its share (the first among equals).
+    Weights are taken as decimal fractions (0.7 is 7/10), so that the period is an integer. Of the sources that are
+    behind their share, a slot goes to the one that would first be a whole sample behind (the first among equals), so
+    that none is ever a sample off (Tijdeman, "The chairman assignment problem", 1980).
 
     Raises:
-        ConfigError: the period would be longer than MAX_PERIOD slots.
+        ConfigError: a weight that is not finite; the period would be longer than MAX_PERIOD slots.
     """
+    require(all(map(math.isfinite, weights)), f"data.train weights {weights}: expected finite numbers")
     shares = [Fraction(str(weight)) for weight in weights]
     unit = math.lcm(*(share.denominator for share in shares))
     counts = [int(share * unit) for share in shares]
@@ -38,7 +39,8 @@ def slot_schedule(weights: list[float]) -> NDArray[np.int64]:
     credit = [0] * len(counts)
     for slot in range(period):
         credit = [c + count for c, count in zip(credit, counts, strict=True)]
-        chosen = max(range(len(counts)), key=credit.__getitem__)
+        behind = [source for source, c in enumerate(credit) if c > 0]
+        chosen = min(behind, key=lambda source: (period - credit[source]) // counts[source])
         credit[chosen] -= period
         schedule[slot] = chosen
     return schedule
@@ -48,8 +50,8 @@ class Order:
     """The order of a run.
 
     Each source is a concatenation of epochs, each a permutation of its own; batches straddle epochs. Slots go to
-    sources by a
-    fixed schedule of the weights. Slot t holds a sample that depends on nothing but seed, sizes, weights, and t.
+    sources by a fixed schedule of the weights. Slot t holds a sample that depends on nothing but seed, sizes, weights,
+    and t.
 
     Args:
         sizes: samples in each source.
@@ -64,6 +66,7 @@ class Order:
         taken = self.schedule[:, None] == np.arange(len(sizes))
         self._before = np.cumsum(taken, axis=0) - taken
         self._per_period = taken.sum(0)
+        self._epochs: list[dict[int, NDArray[np.int64]]] = [{} for _ in sizes]
 
     def slots(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The samples of slots start, …, start + count - 1: (count,) sources and (count,) positions within them."""
@@ -77,11 +80,14 @@ class Order:
             epoch, place = np.divmod(turn[mine], self.sizes[s])
             for e in np.unique(epoch):
                 now = epoch == e
-                position[mine[now]] = _epoch(self.seed, self.sizes[s], int(s), int(e))[place[now]]
+                position[mine[now]] = self._epoch(int(s), int(e))[place[now]]
         return source, position
 
-
-@lru_cache(maxsize=8)
-def _epoch(seed: int, size: int, source: int, epoch: int) -> NDArray[np.int64]:
-    """The permutation of one epoch of one source; sources have epochs of their own streams."""
-    return permutation(seed, size, epoch << 16 | source)
+    def _epoch(self, source: int, epoch: int) -> NDArray[np.int64]:
+        """The permutation of one epoch of one source, on a stream of its own; the two last ones are kept."""
+        kept = self._epochs[source]
+        if epoch not in kept:
+            if len(kept) == 2:
+                kept.pop(min(kept))
+            kept[epoch] = permutation(self.seed, self.sizes[source], epoch << 16 | source)
+        return kept[epoch]

@@ -32,10 +32,6 @@ def expand_shards(shards: str | list[str], where: str = "shards") -> list[Path]:
 
 
 def _expand(pattern: str, where: str) -> list[Path]:
-    if Path(pattern).is_dir():
-        paths = sorted(Path(pattern).glob("*.tar"))
-        require(bool(paths), f"{where}: no .tar file in folder {pattern}")
-        return paths
     try:
         names = list(braceexpand(pattern))
     except UnbalancedBracesError as error:
@@ -43,7 +39,10 @@ def _expand(pattern: str, where: str) -> list[Path]:
     paths = []
     for name in names:
         matches = [name] if Path(name).exists() else sorted(glob(name))  # noqa: PTH207  # Path.glob takes no absolute patterns
-        paths += [Path(match) for match in matches]
+        for match in map(Path, matches):
+            tars = sorted(match.glob("*.tar")) if match.is_dir() else [match]
+            require(bool(tars), f"{where}: no .tar file in folder {match}")
+            paths += tars
         if not matches:
             among = f" (one of {len(names)} that {pattern!r} stands for)" if len(names) > 1 else ""
             raise ConfigError(f"{where}: no such shard: {name}{among}")
@@ -59,17 +58,19 @@ def find_beside(shard: Path, name: str) -> Path | None:
 
 
 def read_lines(path: str | Path, where: str) -> list[str]:
-    """The lines of a text file that are not blank.
+    """The lines of a text file; blank ones at its end don't count.
 
     Raises:
-        ConfigError: the file is missing, empty, or not UTF-8.
+        ConfigError: the file is missing, empty, or not UTF-8; a line is blank, which would shift the rest.
     """
     try:
-        text = Path(resolve_place(str(path))).read_text(encoding="utf-8")
+        text = Path(resolve_place(str(path))).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: {path} is not UTF-8 text (byte {error.start})") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.rstrip().splitlines()]
     require(bool(lines), f"{where}: {path} has no lines")
+    if "" in lines:
+        raise ConfigError(f"{where}: {path}: line {lines.index('') + 1} is blank")
     return lines

@@ -9,10 +9,8 @@ import io
 import json
 import logging
 import shutil
-import struct
 import tarfile
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,15 +35,16 @@ from mmrep.data.scene_drawing import (
     TEXTURES,
     Composition,
     draw_scene,
+    encode_png,
 )
 
-SCENES_VERSION = 1
+SCENES_VERSION = 2
 """Raised by any change of a scene or of the files; part of the name of the default set's folder."""
 
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-TEMPLATES = ("a {c}", "picture of a {c}", "there is a {c}", "{c}")
+TEMPLATES = ("a {c}", "picture of a {c}", "there is a {c}")
 
-_CONTENT_DRAWS = 8
+_CONTENT_DRAWS = 12
 _RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of", "above": "over", "below": "under"}
 
 _log = logging.getLogger("mmrep")
@@ -66,7 +65,8 @@ class Scene(NamedTuple):
 
     Attributes:
         image: the picture.
-        captions: five wordings; none has more than 16 CLIP tokens, start and end included.
+        captions: five wordings of at most 16 CLIP tokens each, start and end included. In the split CAPTIONS all of
+            them describe the whole scene; otherwise three do, and two name the salient object only.
         label: index into `CLASSES`.
         mask: the pixels of the salient object.
     """
@@ -116,26 +116,36 @@ def _compose(seed: int, split: Split, index: int) -> tuple[Composition, tuple[st
     draws = uniforms(seed, Purpose.SCENE, index, 1, _CONTENT_DRAWS + DRAWS, stream=split)[0].tolist()
     remaining = iter(draws)
 
+    def below(bound: int) -> int:
+        return int(next(remaining) * bound)
+
     def pick(choices: Iterable[str]) -> str:
         options = list(choices)
-        return options[int(next(remaining) * len(options))]
+        return options[below(len(options))]
 
-    colour, shape = CLASSES[index % len(CLASSES)].split(" ")
+    name = CLASSES[index % len(CLASSES)]
+    colour, shape = name.split(" ")
     content = Composition(
         colour=colour,
         shape=shape,
         size=pick(SIZES),
         texture=pick(TEXTURES),
         relation=pick(RELATIONS),
-        second_colour=pick(name for name in COLOURS if name != colour),
-        second_shape=pick(name for name in SHAPES if name != shape),
+        second_colour=pick(other for other in COLOURS if other != colour),
+        second_shape=pick(other for other in SHAPES if other != shape),
         background=pick(BACKGROUNDS),
     )
-    return content, _captions(content), draws[_CONTENT_DRAWS:]
+    captions = _describe(content)
+    if split != Split.CAPTIONS:
+        # Whole descriptions seldom need the shape to be told apart; with them alone, a short training hardly learns it.
+        long, short = below(len(captions)), below(len(TEMPLATES))
+        whole = (captions + captions)[long : long + 3]
+        captions = whole + tuple(template.format(c=name) for template in (TEMPLATES + TEMPLATES)[short : short + 2])
+    return content, captions, draws[_CONTENT_DRAWS:]
 
 
-def _captions(content: Composition) -> tuple[str, ...]:
-    """Five wordings of the content, without further draws: two scenes that one text describes share that caption."""
+def _describe(content: Composition) -> tuple[str, ...]:
+    """Five wordings of the content, without draws: two scenes that one of the texts describes share that caption."""
     main = f"{content.colour} {content.shape}"
     full = f"{content.size} {content.texture} {main}"
     second = f"{content.second_colour} {content.second_shape}"
@@ -171,23 +181,6 @@ def gallery_indices(seed: int) -> Iterator[int]:
         if taken.isdisjoint(captions):
             taken.update(captions)
             yield index
-
-
-def encode_png(pixels: UInt8[np.ndarray, "height width *channels"]) -> bytes:
-    """An RGB or single-channel PNG with uncompressed pixels, whose bytes depend on no library's version."""
-    height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + pixels[0].size), dtype=np.uint8)
-    rows[:, 1:] = pixels.reshape(height, -1)
-    raw, limit = rows.tobytes(), 0xFFFF
-    stream = b"\x78\x01"
-    for start in range(0, len(raw), limit):
-        block = raw[start : start + limit]
-        stream += struct.pack("<BHH", start + limit >= len(raw), len(block), len(block) ^ limit) + block
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", stream + struct.pack(">I", zlib.adler32(raw))), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
 
 
 def _write_shard(
@@ -232,10 +225,10 @@ def _write_set(folder: Path, spec: ScenesSpec, progress: Progress | None) -> Non
     for place in (folder, folder / "classes"):
         (place / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
         (place / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
-    (folder / "scenes.json").write_text(_describe(spec))
+    (folder / "scenes.json").write_text(_record(spec))
 
 
-def _describe(spec: ScenesSpec) -> str:
+def _record(spec: ScenesSpec) -> str:
     return json.dumps({"version": SCENES_VERSION, "spec": asdict(spec)}, indent=2) + "\n"
 
 
@@ -274,7 +267,7 @@ def write_scenes(output_dir: Path, spec: ScenesSpec, progress: Progress | None =
     Raises:
         ConfigError: `output_dir` is taken.
     """
-    output_dir = Path(output_dir).resolve()
+    output_dir = output_dir.resolve()
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ConfigError(f"{output_dir}: exists and is not an empty folder; name another, or remove it first")
     with _staged(output_dir) as folder:
@@ -284,7 +277,7 @@ def write_scenes(output_dir: Path, spec: ScenesSpec, progress: Progress | None =
 def default_scenes() -> Path:
     """The folder of the default set in the cache; written on first use, which takes some seconds."""
     spec = ScenesSpec()
-    folder = cache_root() / "scenes" / hashlib.sha256(_describe(spec).encode()).hexdigest()[:16]
+    folder = cache_root() / "scenes" / hashlib.sha256(_record(spec).encode()).hexdigest()[:16]
     if not (folder / "scenes.json").exists():
         _log.info("writing the default scenes (%d training pairs, about 110 MB) to %s", spec.train, folder)
         try:

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import tarfile
-import tempfile
-import zipfile
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,8 @@ class DataError(MmrepError):
     """Bad data: one line that names shard, sample, member and reason."""
 
 
-class ShardIndex(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
     """Where the members of a shard lie.
 
     Attributes:
@@ -32,12 +35,14 @@ class ShardIndex(NamedTuple):
         keys: (samples,) keys, UTF-8.
         members: for each extension, (samples, 2) offsets and sizes in bytes; -1 where a sample has no such member.
         digest: of keys, extensions, offsets and sizes; not of path or time.
+        stamp: size in bytes and time of change (ns) of the file when it was indexed.
     """
 
     path: Path
-    keys: NDArray[np.bytes_]
+    keys: NDArray
     members: dict[str, NDArray[np.int64]]
     digest: str
+    stamp: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -54,23 +59,28 @@ def build_index(path: Path) -> ShardIndex:
     """Walks a tar file once.
 
     Raises:
-        DataError: not a tar, truncated, a damaged header, a link, a key whose members are not together, no samples.
+        DataError: not a tar, truncated, a damaged header, a link, a name without key or extension, a key whose
+            members are not together, no samples.
     """
     keys: list[str] = []
     rows: list[dict[str, tuple[int, int]]] = []
-    size, end, last = path.stat().st_size, 0, "the beginning"
+    stamp = _stamp(path)
+    size, end, last = stamp[0], 0, "the beginning"
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
             for member in tar:
-                if member.issym() or member.islnk():
-                    raise DataError(f"{path}: member {member.name!r} is a link; links are not followed")
+                if member.issym() or member.islnk() or member.issparse():
+                    kind = "sparse" if member.issparse() else "a link"
+                    raise DataError(f"{path}: member {member.name!r} is {kind}; store whole files")
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 last = f"member {member.name!r}"
                 if member.offset_data + member.size > size:
                     raise DataError(f"{path}: truncated within {last}")
-                if not member.isreg():
+                if not member.isreg() or _is_metadata(member.name):
                     continue
                 key, extension = split_name(member.name)
+                if not extension or not key.rpartition("/")[2]:
+                    raise DataError(f"{path}: member {member.name!r} belongs to no sample: expected KEY.EXTENSION")
                 if not keys or keys[-1] != key:
                     keys.append(key)
                     rows.append({})
@@ -83,14 +93,27 @@ def build_index(path: Path) -> ShardIndex:
     if not keys:
         raise DataError(f"{path}: no samples")
     if len(set(keys)) != len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        twice = Counter(keys).most_common(1)[0][0]
         raise DataError(f"{path}: the members of key {twice!r} are not together (a duplicate key, or a wrong order)")
     members = {extension: np.full((len(keys), 2), -1, dtype=np.int64) for extension in sorted(set().union(*rows))}
     for i, row in enumerate(rows):
         for extension, place in row.items():
             members[extension][i] = place
-    names = np.array([key.encode() for key in keys])
-    return ShardIndex(path, names, members, _digest(names, members))
+    try:
+        names = np.array([key.encode() for key in keys])
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: key {error.object!r} is not UTF-8") from error
+    return ShardIndex(path, names, members, _digest(names, members), stamp)
+
+
+def _is_metadata(name: str) -> bool:
+    """Whether a member is one of those that webdataset sets apart from samples, as in `__index__`."""
+    return name.startswith("__") and name.endswith("__") and "/" not in name
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _check_end(path: Path, end: int, last: str) -> None:
@@ -107,7 +130,7 @@ def _check_end(path: Path, end: int, last: str) -> None:
             tail = file.read(1 << 20)
 
 
-def _digest(keys: NDArray[np.bytes_], members: dict[str, NDArray[np.int64]]) -> str:
+def _digest(keys: NDArray, members: dict[str, NDArray[np.int64]]) -> str:
     state = hashlib.blake2b(digest_size=16)
     state.update(b"\n".join(keys.tolist()))
     for extension, places in members.items():
@@ -150,36 +173,54 @@ def load_index(path: Path) -> ShardIndex:
 def write_index(index: ShardIndex, place: Path) -> None:
     """Writes an index file: into a temporary one, then renamed."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    stat = index.path.stat()
     arrays: dict[str, Any] = {f"member:{extension}": places for extension, places in index.members.items()}
     arrays["keys"] = index.keys
-    arrays["stamp"] = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
-    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=place.name, suffix=".tmp", delete=False) as file:
-        np.savez(file, **arrays)
-    Path(file.name).replace(place)
+    arrays["stamp"] = np.array([INDEX_VERSION, *index.stamp])
+    arrays["digest"] = np.array(index.digest)
+    # Not tempfile, whose files nobody else may read: shards and their indexes are shared.
+    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_index(path: Path, place: Path) -> ShardIndex | None:
     """The index in an index file; None where there is none, or the shard has changed since."""
     if not place.is_file():
         return None
-    stat = path.stat()
+    stamp = _stamp(path)
     try:
-        with np.load(place, allow_pickle=False) as arrays:
-            if arrays["stamp"].tolist() != [INDEX_VERSION, stat.st_size, stat.st_mtime_ns]:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if arrays["stamp"].tolist() != [INDEX_VERSION, *stamp]:
                 return None
             members = {
                 name.removeprefix("member:"): arrays[name] for name in arrays.files if name.startswith("member:")
             }
-            keys = arrays["keys"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None  # a damaged index is built again
-    return ShardIndex(path, keys, members, _digest(keys, members))
+            index = ShardIndex(path, arrays["keys"], members, str(arrays["digest"]), stamp)
+            intact = index.digest == _digest(index.keys, members)
+    except Exception:
+        return None  # a damaged index, which numpy and zipfile have many errors for, is built again
+    return index if intact else None
+
+
+class _OpenFile:
+    """A file descriptor that is closed with the last reference to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
 
 
 @lru_cache(maxsize=64)
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY)
+def _open(path: Path, stamp: tuple[int, int]) -> _OpenFile:  # noqa: ARG001  # part of the cache's key
+    """The file of a shard; `stamp` tells a shard from one that it has replaced."""
+    return _OpenFile(path)
 
 
 def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
@@ -194,7 +235,7 @@ def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
         here = [name for name, places in index.members.items() if places[sample, 0] >= 0]
         raise DataError(f"{index.path}: sample {key!r} has no member {extension!r} (it has {', '.join(here)})")
     try:
-        data = os.pread(_open(index.path), size, offset)
+        data = os.pread(_open(index.path, index.stamp).descriptor, size, offset)
     except OSError as error:
         raise DataError(f"{index.path}: sample {key!r}, member {extension!r}: {error.strerror}") from error
     if len(data) != size:

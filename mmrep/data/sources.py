@@ -102,10 +102,10 @@ class Sources:
         return Sample(self.indexes[shard], int(number - self._first[shard]), self.captioners[shard], number)
 
     def digest(self) -> str:
-        """Of shard names and contents' layout, weights and split: where it differs, so does the order."""
+        """Of shard names, contents' layout and captions, weights and split: where it differs, so do the batches."""
         state = hashlib.blake2b(digest_size=16)
-        for index in self.indexes:
-            state.update(f"{index.path.name} {len(index)} {index.digest}\n".encode())
+        for index, captioner in zip(self.indexes, self.captioners, strict=True):
+            state.update(f"{index.path.name} {len(index)} {index.digest} {captioner.digest}\n".encode())
         state.update(repr(self.weights).encode() + self.held_out.astype("<i8").tobytes())
         return state.hexdigest()
 

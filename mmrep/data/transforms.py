@@ -54,10 +54,11 @@ def crop_resize(
 def resize_center(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 rows columns"]:
     """Resizes the image until it just covers `size` (bicubic, antialiased), then cuts the centre out."""
     height, width = image.shape[1:]
-    scale = max(size[0] / height, size[1] / width)
-    resized = crop_resize(
-        image, (0, 0, height, width), (max(size[0], int(height * scale)), max(size[1], int(width * scale)))
-    )
+    if size[0] * width >= size[1] * height:
+        cover = size[0], size[0] * width // height
+    else:
+        cover = size[1] * height // width, size[1]
+    resized = crop_resize(image, (0, 0, height, width), cover)
     top, left = (round((resized.shape[i + 1] - size[i]) / 2) for i in (0, 1))
     return resized[:, top : top + size[0], left : left + size[1]]
 

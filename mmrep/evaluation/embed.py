@@ -40,7 +40,7 @@ class _Images(Dataset[_Item | DataError]):
         index, row = self.evalset.samples[position]
         try:
             image = read_image(index, row)
-            images = {size: resize_center(image, size).contiguous() for size in self.sizes}
+            images = {size: resize_center(image, size) for size in self.sizes}
             if self.evalset.task == "zeroshot":
                 return _Item(images, self.evalset.label(position), [])
             return _Item(images, -1, self.evalset.texts(position))
@@ -48,11 +48,21 @@ class _Images(Dataset[_Item | DataError]):
             return error
 
 
-def _collate(items: list[_Item | DataError]) -> list[_Item] | DataError:
+class _Items(NamedTuple):
+    """A batch of images at every size, stacked: from a worker each tensor comes through a file descriptor."""
+
+    images: dict[Size, Tensor]
+    labels: list[int]
+    texts: list[list[str]]
+
+
+def _collate(items: list[_Item | DataError]) -> _Items | DataError:
     for item in items:
         if isinstance(item, DataError):
             return item
-    return [item for item in items if isinstance(item, _Item)]
+    good = [item for item in items if isinstance(item, _Item)]
+    images = {size: torch.stack([item.images[size] for item in good]) for size in good[0].images}
+    return _Items(images, [item.label for item in good], [item.texts for item in good])
 
 
 class Embedded(NamedTuple):
@@ -98,10 +108,9 @@ def embed_set(
         if isinstance(items, DataError):
             raise items
         for part, model in zip(parts, models, strict=True):
-            pixels = torch.stack([item.images[model.image.size] for item in items])
-            part.append(model.encode_image(pixels.to(model.device)).cpu())
-        labels += [item.label for item in items] if evalset.task == "zeroshot" else []
-        texts += [item.texts for item in items] if evalset.task == "retrieval" else []
+            part.append(model.encode_image(items.images[model.image.size].to(model.device)).cpu())
+        labels += items.labels if evalset.task == "zeroshot" else []
+        texts += items.texts if evalset.task == "retrieval" else []
     return Embedded([torch.cat(part) for part in parts], labels, texts)
 
 

@@ -1,12 +1,14 @@
 """Many sets, many models: results as JSON, per-sample outcomes as npz, one table."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embed import embed_set
 from mmrep.evaluation.metrics import Evaluation
@@ -49,8 +51,11 @@ def evaluate(
         quiet: show no progress bars.
 
     Raises:
+        ConfigError: two sets of one name.
         DataError: a sample that can't be read.
     """
+    for name, count in Counter(evalset.name for evalset in sets).items():
+        require(count == 1, f"evaluation: {count} sets are named {name!r}; give each a name of its own")
     results = []
     training = {name: model.training for name, model in models.items()}
     for model in models.values():

@@ -1,18 +1,17 @@
 """To other libraries and to the Hugging Face Hub."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-_PLACES = {"export": "mmrep.hub.export", "push": "mmrep.hub.push"}
-
 if TYPE_CHECKING:
-    from mmrep.hub.export import export
-    from mmrep.hub.push import push
+    from mmrep.hub.formats import export
 
-__all__ = ["export", "push"]
+__all__ = ["export"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name == "export":
+        # The card and a dry run of an upload need no torch.
+        from mmrep.hub.formats import export
+
+        return export
     raise AttributeError(f"module 'mmrep.hub' has no attribute {name!r}")

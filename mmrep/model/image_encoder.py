@@ -13,7 +13,7 @@ from mmrep.model.seeding import seeded
 from mmrep.model.trunk import build_trunk, has_class_token, image_size, num_heads, walk
 from mmrep.pooling import Pooled, Tokens, build_pool
 
-Images = UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+Images = UInt8[Tensor, "batch 3 rows columns"] | Float[Tensor, "batch 3 height width"]
 
 
 class ImageEncoder(nn.Module):

@@ -68,10 +68,9 @@ def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
     parts: dict[str, Any] = dict(fields)
     for key, kind in (("image", ImageConfig), ("text", TextConfig)):
         if isinstance(parts.get(key), dict):
-            parts[key] = _build(kind, parts[key], f"model.{key}")
-    image = parts.get("image")
-    if image is not None:
-        parts["image"] = dataclasses.replace(image, mean=tuple(image.mean), std=tuple(image.std))
+            # JSON has no tuples.
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in parts[key].items()}
+            parts[key] = _build(kind, values, f"model.{key}")
     return _build(ModelConfig, parts, "model")
 
 

@@ -127,9 +127,7 @@ class ClipTokenizer:
         config = {
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": self.context_length,
-            "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
+            "bos_token": self._bpe.decoder[self._bpe.sot_token_id],
+            **dict.fromkeys(("eos_token", "unk_token", "pad_token"), self._bpe.decoder[self._bpe.eot_token_id]),
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -81,7 +81,7 @@ def num_heads(trunk: Any) -> int | None:
 
 def walk(
     trunk: Any,
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch 3 rows columns"],
     kept: Int64[Tensor, "batch kept"] | None = None,
     grad_checkpointing: bool = False,
 ) -> Float[Tensor, "batch tokens width"]:

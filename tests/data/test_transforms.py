@@ -1,0 +1,137 @@
+"""Crops and resizes: bounds, laws, and agreement with Pillow, torchvision and open_clip."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+from mmrep.data.draws import Purpose, uniforms
+from mmrep.data.transforms import CROP_DRAWS, crop_resize, kept_patches, random_crop_box, resize_center
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with edges: noise of several scales, thresholded in places."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for cells in (3, 8, 25):
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64) / 3
+    total[height // 4 : height // 2, width // 3 : width // 2] = 250
+    return Image.fromarray(total.astype(np.uint8))
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (3, 2), (100, 100), (480, 640), (30, 2000)])
+@pytest.mark.parametrize("min_scale", [0.01, 0.5, 1.0])
+def test_boxes_lie_within_the_image(height: int, width: int, min_scale: float) -> None:
+    for draws in (
+        *uniforms(0, Purpose.CROP, 0, 200, CROP_DRAWS),
+        np.zeros(CROP_DRAWS),
+        np.full(CROP_DRAWS, 1 - 2**-53),
+    ):
+        top, left, h, w = random_crop_box(height, width, min_scale, draws)
+        assert top >= 0 and left >= 0 and h >= 1 and w >= 1
+        assert top + h <= height and left + w <= width
+
+
+@pytest.mark.parametrize(("height", "width", "min_scale"), [(200, 300, 0.1), (200, 300, 0.9), (100, 400, 0.5)])
+def test_boxes_follow_torchvisions_law(height: int, width: int, min_scale: float) -> None:
+    count = 4000
+    ours = np.array(
+        [random_crop_box(height, width, min_scale, d) for d in uniforms(0, Purpose.CROP, 0, count, CROP_DRAWS)]
+    )
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    params = [RandomResizedCrop.get_params(image, [min_scale, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    theirs = np.array(params)
+
+    def features(boxes: np.ndarray) -> np.ndarray:
+        top, left, h, w = boxes.T
+        area, ratio = h * w / (height * width), np.log(w / h)
+        return np.stack([area, area**2, ratio, ratio**2, top / height, left / width, (top + h / 2) / height])
+
+    a, b = features(ours), features(theirs)
+    error = np.sqrt((a.var(1) + b.var(1)) / count)
+    assert (np.abs(a.mean(1) - b.mean(1)) <= 4 * error + 1e-9).all()
+
+
+def test_fallback_is_torchvisions() -> None:
+    """No box of the whole area fits into these: the largest centred one within the ratios."""
+    for height, width in ((100, 400), (400, 100), (7, 1000)):
+        box = random_crop_box(height, width, 1.0, uniforms(0, Purpose.CROP, 0, 1, CROP_DRAWS)[0])
+        params = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
+        assert box == tuple(params)
+
+
+def test_whole_image_is_left_alone() -> None:
+    image = tensor(picture(16, 16))
+    assert torch.equal(crop_resize(image, (0, 0, 16, 16), (16, 16)), image)
+    assert torch.equal(crop_resize(image, (0, 0, 16, 16), (16, 16), flip=True), image.flip(2))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 300, 400), (20, 35, 200, 150), (5, 5, 20, 30)])
+def test_resize_is_pillows_bicubic(box: tuple[int, int, int, int]) -> None:
+    image = picture(300, 400)
+    top, left, h, w = box
+    ours = crop_resize(tensor(image), box, (64, 64))
+    theirs = image.crop((left, top, left + w, top + h)).resize((64, 64), Image.Resampling.BICUBIC)
+    difference = (ours.float() - tensor(theirs).float()).abs()
+    assert difference.mean() < 0.05 and difference.max() <= 2
+    flipped = crop_resize(tensor(image), box, (64, 64), flip=True)
+    assert torch.equal(flipped, ours.flip(2))
+
+
+@pytest.mark.parametrize("height", [32, 33, 50, 97, 100, 131])
+def test_centre_is_open_clips(height: int) -> None:
+    from open_clip.transform import image_transform
+
+    theirs = image_transform(32, is_train=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    for width in (32, 47, 96, 101, 160):
+        image = picture(height, width, seed=width)
+        ours = resize_center(tensor(image), (32, 32))
+        difference = (ours.float() - (theirs(image) * 255)).abs()
+        assert difference.mean() < 0.3 and difference.max() <= 2, (height, width)
+
+
+def test_centre_lies_where_torchvisions_does() -> None:
+    """The long side is size * long // short; int(size / short * long) is a column short for 11 × 22 and others."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, resize
+
+    rng = np.random.default_rng(0)
+    shapes = [(11, 22), (77, 11), (13, 39), *rng.integers(8, 120, (60, 2)).tolist()]
+    for height, width in shapes:
+        image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+        theirs = center_crop(resize(image, [30], InterpolationMode.BICUBIC, antialias=True), [30, 30])
+        # Noise: a picture half a pixel aside differs by tens.
+        assert (resize_center(image, (30, 30)).int() - theirs.int()).abs().float().mean() < 1, (height, width)
+
+
+def test_images_smaller_than_asked_are_enlarged() -> None:
+    assert resize_center(tensor(picture(5, 9)), (32, 32)).shape == (3, 32, 32)
+    assert resize_center(tensor(picture(1, 300)), (8, 8)).shape == (3, 8, 8)
+
+
+def test_other_shapes_than_squares_are_covered() -> None:
+    image = torch.zeros((3, 100, 100), dtype=torch.uint8)
+    image[:, 25:75] = 200
+    assert (resize_center(image, (20, 40))[:, 3:-3] == 200).all()
+    assert resize_center(image, (40, 20)).shape == (3, 40, 20)
+
+
+def test_kept_patches() -> None:
+    draws = uniforms(0, Purpose.PATCHES, 0, 500, 16)
+    kept = kept_patches(draws, 5)
+    assert kept.shape == (500, 5) and kept.dtype == torch.int64
+    assert (kept.diff(dim=1) > 0).all()
+    assert kept.min() >= 0 and kept.max() < 16
+    counts = torch.bincount(kept.ravel(), minlength=16).double()
+    expected = 500 * 5 / 16
+    assert (counts - expected).abs().max() < 4 * math.sqrt(expected)
+    np.testing.assert_array_equal(kept_patches(np.array([[0.5, 0.1, 0.9, 0.2]]), 2).numpy(), [[1, 3]])

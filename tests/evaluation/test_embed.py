@@ -1,0 +1,101 @@
+"""Embeddings: each image once for all models, texts once each and in order."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import colour_samples, png, write_tar
+from torch import Tensor
+
+from mmrep.config.evaluation import EvaluationConfig, SetConfig
+from mmrep.data.decode import read_image
+from mmrep.data.shards import DataError
+from mmrep.data.transforms import resize_center
+from mmrep.evaluation.embed import embed_set, embed_texts
+from mmrep.evaluation.sets import EvalSet, open_set
+from mmrep.model.dual_encoder import DualEncoder
+
+CONFIG = EvaluationConfig(batch_size=5, text_batch_size=3, workers=0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., DualEncoder]) -> DualEncoder:
+    return tiny("avg", seed=1).eval()
+
+
+@pytest.fixture
+def classes(colour_set: Path) -> EvalSet:
+    return open_set(SetConfig(str(colour_set)))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_texts_keep_their_order_and_doubles(model: DualEncoder) -> None:
+    texts = ["a long sentence about a red square", "b", "a", "b", "a red", "", "b"]
+    found = embed_texts(model, texts, 3)
+    with torch.inference_mode():
+        alone = torch.cat([model.encode_text(model.tokenizer.batch([text])[0]) for text in texts])
+    close(found, alone)
+    assert torch.equal(found[1], found[3]) and torch.equal(found[1], found[6])
+    close(found.norm(dim=1), torch.ones(7))
+
+
+def test_each_text_is_encoded_once_and_short(model: DualEncoder) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hook = model.text.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    embed_texts(model, ["x"] * 50 + ["a b c d e f g h i j k"] + ["y"] * 50, 2)
+    hook.remove()
+    assert shapes == [(2, 8), (1, 16)]
+
+
+def test_images_are_embedded_in_order(model: DualEncoder, classes: EvalSet) -> None:
+    found = embed_set([model], classes, CONFIG)
+    pixels = torch.stack([resize_center(read_image(index, row), (16, 16)) for index, row in classes.samples])
+    with torch.inference_mode():
+        close(found.images[0], model.encode_image(pixels))
+    assert found.labels == [0, 1, 2, 3] * 4
+    assert found.texts == []
+
+
+def test_captions_come_along(model: DualEncoder, colour_set: Path) -> None:
+    found = embed_set([model], open_set(SetConfig(f"{colour_set}/retrieval")), CONFIG)
+    assert found.labels == []
+    assert [len(texts) for texts in found.texts] == [2] * 16
+    assert found.texts[1][0] == "a green square number 201"
+
+
+def test_workers_change_nothing(model: DualEncoder, classes: EvalSet) -> None:
+    one = embed_set([model], classes, CONFIG)
+    two = embed_set([model], classes, EvaluationConfig(batch_size=5, workers=2))
+    assert torch.equal(one.images[0], two.images[0]) and one.labels == two.labels
+
+
+def test_models_of_several_sizes_in_one_pass(
+    model: DualEncoder, classes: EvalSet, tiny: Callable[..., DualEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large: Any = tiny(
+        "max", image={"args": {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}}
+    )
+    models = [model, large.eval(), tiny("cls").eval()]
+    together = embed_set(models, classes, CONFIG)
+    for one, found in zip(models, together.images, strict=True):
+        assert torch.equal(embed_set([one], classes, CONFIG).images[0], found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_stops_with_one_line(
+    model: DualEncoder, colour_set: Path, tmp_path: Path, workers: int
+) -> None:
+    samples = colour_samples(8)
+    samples[6] = ("bad", {"png": png((1, 2, 3))[:50], "cls": b"0"})
+    write_tar(tmp_path / "test/0.tar", samples)
+    (tmp_path / "test/nshards.txt").write_text("1")
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        (tmp_path / name).write_text((colour_set / name).read_text())
+    with pytest.raises(DataError, match=r"0\.tar: sample 'bad', member 'png': can't decode image") as error:
+        embed_set([model], open_set(SetConfig(str(tmp_path))), EvaluationConfig(batch_size=4, workers=workers))
+    assert type(error.value) is DataError and "\n" not in str(error.value)

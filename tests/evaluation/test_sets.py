@@ -1,0 +1,152 @@
+"""Evaluation sets: the layout on disk, what is missing from it, and the validation split as sets."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import colour_samples, write_tar
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.data import SourceConfig, ValidationConfig
+from mmrep.config.evaluation import SetConfig
+from mmrep.data.shards import DataError
+from mmrep.data.sources import Sources
+from mmrep.evaluation.sets import EvalSet, check_set, open_set, validation_sets
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A good set of two shards, to be broken."""
+    for shard in range(2):
+        write_tar(tmp_path / f"set/test/{shard}.tar", colour_samples(4, 4 * shard))
+    (tmp_path / "set/test/nshards.txt").write_text("2\n")
+    (tmp_path / "set/classnames.txt").write_text("red\ngreen\nblue\nyellow\n")
+    (tmp_path / "set/zeroshot_classification_templates.txt").write_text("a {c}\n")
+    return tmp_path / "set"
+
+
+def test_zeroshot_set(folder: Path) -> None:
+    found = open_set(SetConfig(str(folder)))
+    assert (found.name, found.task, found.captions) == ("set", "zeroshot", "cls")
+    assert found.classnames == ["red", "green", "blue", "yellow"] and found.templates == ["a {c}"]
+    assert [found.label(position) for position in range(8)] == [0, 1, 2, 3] * 2
+    assert found.keys() == [f"{i // 4}.tar/{i:06d}" for i in range(8)]
+
+
+def test_retrieval_set(folder: Path) -> None:
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    found = open_set(SetConfig(str(folder), name="mine"))
+    assert (found.name, found.task) == ("mine", "retrieval")
+    assert found.texts(5) == ["a green square number 5", "picture 5 of something green"]
+
+
+@pytest.mark.parametrize(("said", "task"), [("retrieval", "zeroshot"), ("other", "retrieval")])
+def test_the_task_may_be_given(folder: Path, said: str, task: Any) -> None:
+    (folder / "dataset_type.txt").write_text(said)
+    assert open_set(SetConfig(str(folder), task=task)).task == task
+
+
+def test_another_split(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    assert len(open_set(SetConfig(str(folder), split="val")).samples) == 8
+
+
+BROKEN = {
+    "no folder": ("", r"set: no such folder"),
+    "no split": ("test", r"set: no split 'test' \(it has other\)"),
+    "no nshards": ("test/nshards.txt", r"set: no test/nshards\.txt"),
+    "no classnames": ("classnames.txt", r"set: can't read \S+/set/classnames\.txt: No such file"),
+    "no templates": ("zeroshot_classification_templates.txt", r"can't read \S+/set/zeroshot_classification_templates"),
+    "no shard": ("test/1.tar", r"set: nshards\.txt says 2 shards, but \S+/set/test/1\.tar is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_missing_parts_are_named(folder: Path, case: str) -> None:
+    part, message = BROKEN[case]
+    (folder / "other").mkdir()
+    (folder / part).rename(folder.parent / "moved")
+    with pytest.raises(ConfigError, match=message) as error:
+        open_set(SetConfig(str(folder)))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_parts_are_found_early(folder: Path) -> None:
+    assert check_set(SetConfig(str(folder))) == folder
+    with pytest.raises(ConfigError, match="no split 'val'"):
+        check_set(SetConfig(str(folder), split="val"))
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "", "1.5"])
+def test_bad_nshards(folder: Path, text: str) -> None:
+    (folder / "test/nshards.txt").write_text(text)
+    with pytest.raises(ConfigError, match=rf"set/test/nshards\.txt: expected a number, got '{text}'"):
+        open_set(SetConfig(str(folder)))
+
+
+def test_template_without_place(folder: Path) -> None:
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\na photo\n")
+    with pytest.raises(ConfigError, match=r"set: a template without \{c\}"):
+        open_set(SetConfig(str(folder)))
+
+
+def test_damaged_shard(folder: Path) -> None:
+    data = (folder / "test/1.tar").read_bytes()
+    (folder / "test/1.tar").write_bytes(data[:3000])
+    with pytest.raises(DataError, match=r"set/test/1\.tar: "):
+        open_set(SetConfig(str(folder)))
+
+
+def test_label_out_of_range(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
+    found = open_set(SetConfig(str(folder)))
+    with pytest.raises(DataError, match=r"0\.tar: sample '000003', member 'cls': label 3, but there are 3 class names"):
+        found.label(3)
+
+
+def numbers_of(evalset: EvalSet) -> list[int]:
+    """The colour set's keys are the samples' numbers."""
+    return [int(name.rpartition("/")[2]) for name in list(evalset.keys())]
+
+
+def test_validation_sets_are_what_is_held_out(colour_set: Path) -> None:
+    config = ValidationConfig(fraction=0.4)
+    sources = Sources([SourceConfig(f"{colour_set}/train")], config)
+    (only,) = validation_sets(sources, config)
+    assert (only.name, only.task, only.captions) == ("validation", "retrieval", "txt")
+    numbers = numbers_of(only)
+    assert numbers == sources.held_out.tolist() and len(numbers) > 8
+    assert only.texts(0)[1].startswith(f"picture {numbers[0]} of")
+
+
+def test_validation_sets_of_two_sources(colour_set: Path) -> None:
+    config = ValidationConfig(fraction=0.4)
+    kinds = ("cls", "json:caption")
+    sources = Sources([SourceConfig(f"{colour_set}/train/{i}.tar", caption=k) for i, k in enumerate(kinds)], config)
+    first, second = validation_sets(sources, config)
+    assert (first.name, first.task, first.classnames[0]) == ("validation_0", "zeroshot", "red")
+    assert (second.name, second.task, second.captions) == ("validation_1", "retrieval", "json:caption")
+    assert set(numbers_of(first)) < set(range(16))
+    assert first.label(0) == numbers_of(first)[0] % 4
+    assert len(second.texts(0)) == 1
+
+
+def test_validation_is_thinned_evenly(colour_set: Path) -> None:
+    sources = Sources([SourceConfig(f"{colour_set}/train")], ValidationConfig(fraction=0.5))
+    (few,) = validation_sets(sources, ValidationConfig(fraction=0.5, max_samples=5))
+    numbers = numbers_of(few)
+    assert len(set(numbers)) == 5 and set(numbers) <= set(sources.held_out.tolist())
+    assert (numbers[0], numbers[-1]) == (sources.held_out[0], sources.held_out[-1])
+
+
+def test_nothing_held_out_gives_no_set(colour_set: Path) -> None:
+    config = ValidationConfig()
+    assert validation_sets(Sources([SourceConfig(f"{colour_set}/train")], config), config) == []
+
+
+def test_real_sets(real_data: Path) -> None:
+    photos = open_set(SetConfig(str(real_data / "imagenet_sample")))
+    assert (photos.task, len(photos.samples), len(photos.classnames)) == ("zeroshot", 1000, 1000)
+    assert [photos.label(position) for position in (0, 999)] != [0, 0]
+    captions = open_set(SetConfig(str(real_data / "flickr8k_sample")))
+    assert (captions.task, len(captions.samples), len(captions.texts(0))) == ("retrieval", 200, 5)
