@@ -1,6 +1,6 @@
 """The Batch contract: what a loader gives and a model takes."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -34,6 +34,7 @@ class Batch(NamedTuple):
         return Batch(*moved)  # type: ignore[arg-type]  # only `kept` may be None
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What turns texts into token ids."""
 

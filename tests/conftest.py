@@ -114,3 +114,11 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def recipe(colour_set: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`recipe("name", training={"steps": 8}, …)`: see `recipes.make_recipe`; runs lie in the test's own folder."""
+    from recipes import make_recipe
+
+    return lambda name="run", **parts: make_recipe(colour_set, tmp_path / name, **parts)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,10 @@ class ClipTokenizer:
 
     def digest(self) -> str:
         """Changes where any text would get other ids."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         state = hashlib.blake2b(json.dumps(sorted(self._bpe.encoder.items())).encode(), digest_size=16)
         state.update(f"{self.context_length}".encode())
         return state.hexdigest()

@@ -40,7 +40,9 @@ def test_boxes_lie_within_the_image(height: int, width: int, min_scale: float) -
         assert top + h <= height and left + w <= width
 
 
-@pytest.mark.parametrize(("height", "width", "min_scale"), [(200, 300, 0.1), (200, 300, 0.9), (100, 400, 0.5)])
+@pytest.mark.parametrize(
+    ("height", "width", "min_scale"), [(5, 6, 0.1), (200, 300, 0.1), (200, 300, 0.9), (100, 400, 0.5)]
+)
 def test_boxes_follow_torchvisions_law(height: int, width: int, min_scale: float) -> None:
     count = 4000
     ours = np.array(

@@ -1,0 +1,127 @@
+"""A whole study on a tiny model: results, pairing, interruption, extension, refusal."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.study import StudyConfig
+from mmrep.config.tree import CompareConfig, TrainConfig
+from mmrep.study import runner
+from mmrep.study.report import read_results, terminal
+from mmrep.study.runner import compare, unpaired
+
+Recipe = Callable[..., TrainConfig]
+TRAINING = {"steps": 2, "checkpoint_steps": 0}
+
+
+def study(recipe: Recipe, name: str = "study", seeds: tuple[int, ...] = (0,), pools: Any = ("avg", "ggem"), **parts: Any) -> CompareConfig:
+    config = recipe(name, **{"training": TRAINING, **parts})
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    return CompareConfig(**fields, study=StudyConfig(pools=list(pools), seeds=list(seeds)))
+
+
+def test_results_have_the_schema(recipe: Recipe) -> None:
+    pools = ["avg", "cls", {"name": "ggem", "args": {"groups": 4}}]
+    config = study(recipe, pools=pools)
+    results = compare(config, "")
+    folder = Path(config.output_dir)
+    assert json.loads((folder / "results.json").read_text()) == results == read_results(folder)
+    assert (results["schema"], results["baseline"], results["paired"]) == (1, "avg", True)
+    assert [(run["pool"], run["seed"]) for run in results["runs"]] == [("avg", 0), ("cls", 0), ("ggem_groups-4", 0)]
+    for run in results["runs"]:
+        assert set(run["metrics"]) == set(run["chance"])
+        assert {"colours/acc1", "pairs/image_retrieval_recall@1"} <= set(run["metrics"])
+        assert set(run["cost"]) == {"params", "gmacs", "pairs_per_s", "images_per_s", "peak_mb"}
+        assert all(value > 0 for value in run["cost"].values())
+    assert {d["a"] for d in results["differences"]} == {"cls", "ggem_groups-4"}
+    for d in results["differences"]:
+        assert set(d) == {"metric", "a", "b", "mean", "low", "high", "p", "p_adjusted", "method", "seeds", "verdict"}
+        a, b = (next(r for r in results["runs"] if r["pool"] == d[side])["metrics"][d["metric"]] for side in "ab")
+        assert d["mean"] == pytest.approx(a - b)
+        assert d["verdict"] is None
+    params = {run["pool"]: run["cost"]["params"] for run in results["runs"]}
+    assert params["ggem_groups-4"] == params["avg"] + 4
+    report = (folder / "report.md").read_text()
+    shown = terminal(results)
+    for text in (report, shown):
+        assert "Fewer than 3 seeds: the differences stand without a verdict" in text
+        assert "A demonstration: 16 patch tokens" in text
+        assert "ggem_groups-4" in text
+
+
+def test_runs_of_a_seed_are_paired_and_digests_prove_it(recipe: Recipe) -> None:
+    config = study(recipe, seeds=(0, 1))
+    compare(config, "")
+    runs = Path(config.output_dir) / "runs"
+    batches = {run.name: json.loads((run / "summary.json").read_text())["batches"] for run in runs.iterdir()}
+    assert batches["avg-0"] == batches["ggem-0"] != batches["avg-1"] == batches["ggem-1"]
+    initial = {run.name: json.loads((run / "initial.json").read_text()) for run in runs.iterdir()}
+    assert initial["avg-0"].items() <= initial["ggem-0"].items()
+    assert set(initial["ggem-0"]) - set(initial["avg-0"]) == {"image.pool.log_exponent"}
+
+
+def test_a_second_call_trains_nothing_and_more_seeds_may_be_added(recipe: Recipe) -> None:
+    config = study(recipe)
+    first = compare(config, "")
+    summaries = {p: p.stat().st_mtime_ns for p in Path(config.output_dir).rglob("summary.json")}
+    assert compare(config, "") == first
+    assert {p: p.stat().st_mtime_ns for p in Path(config.output_dir).rglob("summary.json")} == summaries
+    more = compare(study(recipe, seeds=(0, 1, 2)), "")
+    assert more["runs"][:2] == first["runs"]
+    assert {d["seeds"] for d in more["differences"]} == {3}
+    assert {d["verdict"] for d in more["differences"]} <= {"better", "worse", "can't tell"}
+
+
+def test_an_interrupted_study_goes_on(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(study(recipe, "whole"), "")
+    real, calls = runner.train, []
+
+    def interrupted(config: TrainConfig, *args: Any, **kwargs: Any) -> Path:
+        calls.append(config.output_dir)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(config, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(study(recipe, "cut"), "")
+    again = compare(study(recipe, "cut"), "")
+    assert [run["metrics"] for run in again["runs"]] == [run["metrics"] for run in whole["runs"]]
+    assert again["batches"] == whole["batches"]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe) -> None:
+    compare(study(recipe), "")
+    with pytest.raises(ConfigError, match="holds a study with training.steps = 2, not 3: choose another --output_dir"):
+        compare(study(recipe, training={**TRAINING, "steps": 3}), "")
+
+
+def test_runs_that_are_not_paired_give_no_differences(recipe: Recipe) -> None:
+    config = study(recipe)
+    compare(config, "")
+    place = Path(config.output_dir) / "runs" / "ggem-0" / "summary.json"
+    summary = json.loads(place.read_text())
+    place.write_text(json.dumps({**summary, "batches": "0" * 16}))
+    results = compare(config, "")
+    assert not results["paired"]
+    assert results["differences"] == []
+    assert "Not paired, so no differences: ggem and avg of seed 0 saw other batches" in terminal(results)
+
+
+def test_other_initial_values_are_noticed() -> None:
+    avg = {"image.norm.weight": "(4,) aa", "logit_scale": "(1,) bb"}
+    assert unpaired({("avg", 0): ("x", avg), ("ggem", 0): ("x", {**avg, "image.pool.log_exponent": "(2,) cc"})}) == ""
+    wider = {**avg, "image.norm.weight": "(8,) dd"}
+    assert unpaired({("avg", 0): ("x", avg), ("concat", 0): ("x", wider)}) == ""
+    moved = {**avg, "image.norm.weight": "(4,) ee"}
+    assert "started with other values of image.norm.weight" in unpaired({("avg", 0): ("x", avg), ("max", 0): ("x", moved)})
+
+
+def test_results_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a study is finished when it is there"):
+        read_results(tmp_path)
