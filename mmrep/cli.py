@@ -1,12 +1,16 @@
 """`mmrep VERB`: the command line. Torch is imported only inside a verb, after its arguments are found right."""
 
 import argparse
+import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -118,15 +122,28 @@ def parse_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
         values = vars(parser.instantiate(options))
         values.pop("config")
         return kind(**values)
+    except ConfigError:
+        raise
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_explain(error, list(parser.get_defaults().keys()), argv)) from error
 
 
-def _one_line(error: Exception) -> str:
-    text = str(getattr(error, "message", None) or error)
-    return " ".join(text.replace("Parser key ", "").split())
+def _explain(error: Exception, valid: list[str], argv: Sequence[str]) -> str:
+    """jsonargparse's message in the user's words: the key, what was expected, the nearest right one."""
+    text = " ".join(str(getattr(error, "message", None) or error).replace("Parser key ", "").split())
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    unknown = re.search(r"Option '([^']+)' is not accepted|unrecognized arguments: --([\w.]+)", text)
+    if unknown:
+        key = unknown[1] or unknown[2]
+        if key.startswith("study"):
+            return f"unknown key {key!r}: a study is run by `mmrep compare`, which takes the same config"
+        near = difflib.get_close_matches(key, valid, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}{hint} (--help lists all)"
+    if "parsing config" in text:
+        files = [value for name, value in pairwise(argv) if name == "--config"]
+        return f"{', '.join(files) or 'options'}: {text}"
+    return text
 
 
 def fold_pool(argv: list[str]) -> list[str]:
@@ -311,12 +328,25 @@ def _push(argv: list[str]) -> None:
     parser.add_argument("--repo-id", required=True, help="user/name")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--license", help="of the weights, as the Hub names it (apache-2.0, mit, cc-by-4.0, ...)")
+    parser.add_argument("--open_clip", action="store_true", help="with the files that open_clip itself loads")
     parser.add_argument("--dry-run", action="store_true", help="list the files and show the card; no network")
     args = parser.parse_args(argv)
     from mmrep.hub.push import push
 
-    result = push(args.run, args.repo_id, private=args.private, dry_run=args.dry_run, license=args.license)
-    _print(str(result))
+    with tempfile.TemporaryDirectory() as folder:
+        extra = None
+        if args.open_clip:
+            from mmrep.hub.formats import export
+            from mmrep.model.load import load
+
+            extra = {path.name: path for path in export(load(args.run), Path(folder) / "open_clip").iterdir()}
+        result = push(args.run, args.repo_id, args.private, args.dry_run, license=args.license, extra=extra)
+    lines = [f"{size:>14,}  {name}" for name, size in result.files.items()]
+    if args.dry_run:
+        _print("\n".join([result.card, *lines, "", f"dry run: nothing was uploaded to {result.url}"]))
+    else:
+        lines += [f"       removed  {name}" for name in result.removed]
+        _print("\n".join([*lines, "", f"{result.url} at commit {result.commit}"]))
 
 
 def _data(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: tiny shards, tiny models, where the real data lies. Shapes and types are checked at run time."""
+"""Fixtures that many tests share: tiny shards and models, the real data's place, run-time type checks."""
 
 import io
 import os

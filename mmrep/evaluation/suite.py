@@ -2,18 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrep.config.checks import require
+from mmrep.config.checks import MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embed import embed_set
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.retrieval import retrieval
 from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.tables import align
 from mmrep.evaluation.zeroshot import zeroshot
 from mmrep.model.dual_encoder import DualEncoder
 
@@ -53,24 +55,38 @@ def evaluate(
     Raises:
         ConfigError: two sets of one name.
         DataError: a sample that can't be read.
+        MmrepError: embeddings that are not finite.
     """
     for name, count in Counter(evalset.name for evalset in sets).items():
         require(count == 1, f"evaluation: {count} sets are named {name!r}; give each a name of its own")
     results = []
-    training = {name: model.training for name, model in models.items()}
-    for model in models.values():
-        model.eval()
-    for evalset in sets:
-        embedded = embed_set(list(models.values()), evalset, config, quiet)
-        for (name, model), images in zip(models.items(), embedded.images, strict=True):
-            if evalset.task == "zeroshot":
-                found = zeroshot(model, evalset, images, embedded.labels, config.text_batch_size)
-            else:
-                found = retrieval(model, images, embedded.texts, config.text_batch_size)
-            results.append(Result(name, evalset, found))
-    for name, model in models.items():
-        model.train(training[name])
+    with _eval_mode(models.values()):
+        for evalset in sets:
+            embedded = embed_set(list(models.values()), evalset, config, quiet)
+            for (name, model), images in zip(models.items(), embedded.images, strict=True):
+                if not images.isfinite().all():
+                    raise MmrepError(
+                        f"model {name}: its embeddings on {evalset.name} are not finite; did training diverge?"
+                    )
+                if evalset.task == "zeroshot":
+                    found = zeroshot(model, evalset, images, embedded.labels, config.text_batch_size)
+                else:
+                    found = retrieval(model, images, embedded.texts, config.text_batch_size)
+                results.append(Result(name, evalset, found))
     return results
+
+
+@contextmanager
+def _eval_mode(models: Iterable[DualEncoder]) -> Iterator[None]:
+    """Evaluation mode within; every module as it was afterwards."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
@@ -100,19 +116,3 @@ def table(results: Sequence[Result]) -> str:
             n = str(len(result.evalset.samples))
             rows.append((result.model, result.evalset.name, n, metric, f"{100 * value:.2f}", f"{100 * chance:.2f}"))
     return align(rows)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of equal columns; the first row is the head; numbers stand to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    numeric = [all(_is_number(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or cell in "–" or cell.lstrip("+-").replace(".", "", 1).replace("±", "").replace(" ", "").isdigit()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrep.config.checks import ConfigError
-from mmrep.evaluation.suite import align
+from mmrep.evaluation.tables import align
 from mmrep.study.statistics import MIN_SEEDS
 
 RESULTS = "results.json"

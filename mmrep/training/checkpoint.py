@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmrep.config.checks import ConfigError
+from mmrep.config.checks import ConfigError, MmrepError
 
 MANIFEST, STATE, OPTIMIZER, WEIGHTS = "manifest.json", "state.json", "optimizer.safetensors", "model.safetensors"
 _SEPARATOR = "::"
+
+
+class CheckpointError(MmrepError):
+    """A checkpoint could not be written. Exit status 1."""
 
 
 class Restored(NamedTuple):
@@ -51,7 +56,8 @@ def save_checkpoint(
         describe: writes further files (config.json) into the folder.
 
     Raises:
-        ConfigError: the disk is full or not writable, what was written reads back differently; older checkpoints stay.
+        CheckpointError: the disk is full or not writable, or what was written reads back differently; older
+            checkpoints stay.
     """
     place = step_folder(run, step)
     aside = place.with_name(f".writing-{place.name}")
@@ -75,11 +81,10 @@ def save_checkpoint(
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
         _flush(place.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise ConfigError(
-            f"{place}: can't write checkpoint: {error.strerror}; older checkpoints are untouched"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{place}: can't write checkpoint: {reason}; older checkpoints are untouched") from error
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return place

@@ -57,7 +57,10 @@ def test_agrees_with_the_definition(kind: str, duplicates: str, groups: torch.Te
 
 def test_masks_change_the_loss() -> None:
     image, text = embeddings()
-    losses = {d: contrastive_loss(image, text, SCALE, groups=GROUPS, duplicates=d).item() for d in ("mask", "positive", "negative")}
+    losses = {
+        d: contrastive_loss(image, text, SCALE, groups=GROUPS, duplicates=d).item()
+        for d in ("mask", "positive", "negative")
+    }
     assert len({round(loss, 6) for loss in losses.values()}) == 3
     assert losses["mask"] < losses["negative"]
 

@@ -1,4 +1,4 @@
-"""Dual encoders: shared initial values, norm placement, trunks that fit or not, patch dropout, precision, text cutting."""
+"""Dual encoders: initial values, norm placement, trunks that fit or not, patch dropout, precision, text cutting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -131,7 +131,9 @@ def test_text_cut_to_the_longest_is_exact(tiny: Build) -> None:
         torch.testing.assert_close(model.encode_text(cut), model.encode_text(whole), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("args", [{"pool_type": "last"}, {"no_causal_mask": True, "pool_type": "last"}, {"embed_cls": True}])
+@pytest.mark.parametrize(
+    "args", [{"pool_type": "last"}, {"no_causal_mask": True, "pool_type": "last"}, {"embed_cls": True}]
+)
 def test_towers_that_can_not_be_cut_are_not(tiny: Build, args: dict[str, Any]) -> None:
     model = tiny(text={"args": args})
     assert model.tokenizer.batch(["a cat"])[0].shape == (1, 16)
@@ -179,7 +181,10 @@ def test_trunks_that_do_not_fit_are_refused_by_name(tiny: Build, trunk: str) -> 
         ({"image": {"trunk": "vit_base_patch16_clip_225"}}, "did you mean vit_base_patch16_clip_224"),
         ({"image": {"args": {"img_sise": 16}}}, "img_sise"),
         ({"pool": {"name": "ggem", "args": {"groups": 5}}}, "groups must divide the trunk's width 32, got 5"),
-        ({"image": {"trunk": "vit_base_patch16_siglip_224", "args": {"img_size": 32, "depth": 1}}}, "needs a class token"),
+        (
+            {"image": {"trunk": "vit_base_patch16_siglip_224", "args": {"img_size": 32, "depth": 1}}},
+            "needs a class token",
+        ),
         ({"text": {"args": {"pooling": "x"}}}, "model.text.args.*pooling"),
         ({"image": {"nrom": "after"}}, "model.image: unknown field 'nrom'"),
     ],

@@ -52,7 +52,10 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a model config of mmrep"), ('{"format": 99, "model": {}, "mmrep": "9.9"}', "newer mmrep .9.9.; upgrade")],
+    [
+        ("{", "not a model config of mmrep"),
+        ('{"format": 99, "model": {}, "mmrep": "9.9"}', "newer mmrep .9.9.; upgrade"),
+    ],
 )
 def test_unreadable_config(tiny: Build, tmp_path: Path, content: str, message: str) -> None:
     save_model(tiny(), tmp_path)

@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY_MODEL
 
 import mmrep
-from conftest import TINY_MODEL
 from mmrep.config.checks import ConfigError
 from mmrep.hub import export
 from mmrep.model.convert import load_open_clip_state_dict
 from mmrep.model.dual_encoder import DualEncoder
-
-
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -79,7 +77,10 @@ EXPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "native cls, norm after": ("cls", {"image": {"norm": "after"}}),
     "native cls, quick GELU": (
         "cls",
-        {"image": {"args": {**TINY_MODEL["image"]["args"], "act_layer": "quick_gelu"}}, "text": {"args": {"quick_gelu": True}}},
+        {
+            "image": {"args": {**TINY_MODEL["image"]["args"], "act_layer": "quick_gelu"}},
+            "text": {"args": {"quick_gelu": True}},
+        },
     ),
     "native avg": ("avg", {}),
     "native avg, norm after": ("avg", {"image": {"norm": "after"}}),

@@ -19,7 +19,9 @@ Recipe = Callable[..., TrainConfig]
 TRAINING = {"steps": 2, "checkpoint_steps": 0}
 
 
-def study(recipe: Recipe, name: str = "study", seeds: tuple[int, ...] = (0,), pools: Any = ("avg", "ggem"), **parts: Any) -> CompareConfig:
+def study(
+    recipe: Recipe, name: str = "study", seeds: tuple[int, ...] = (0,), pools: Any = ("avg", "ggem"), **parts: Any
+) -> CompareConfig:
     config = recipe(name, **{"training": TRAINING, **parts})
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     return CompareConfig(**fields, study=StudyConfig(pools=list(pools), seeds=list(seeds)))
@@ -119,7 +121,9 @@ def test_other_initial_values_are_noticed() -> None:
     wider = {**avg, "image.norm.weight": "(8,) dd"}
     assert unpaired({("avg", 0): ("x", avg), ("concat", 0): ("x", wider)}) == ""
     moved = {**avg, "image.norm.weight": "(4,) ee"}
-    assert "started with other values of image.norm.weight" in unpaired({("avg", 0): ("x", avg), ("max", 0): ("x", moved)})
+    assert "started with other values of image.norm.weight" in unpaired(
+        {("avg", 0): ("x", avg), ("max", 0): ("x", moved)}
+    )
 
 
 def test_results_of_nothing(tmp_path: Path) -> None:

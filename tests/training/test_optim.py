@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_cosine_goes_from_the_peak_to_the_last_rate() -> None:
     assert found[4] == 1
     assert found[54] == pytest.approx(0.55)
     assert found[-1] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 0.99)))
-    assert all(a > b for a, b in zip(found[4:], found[5:], strict=False))
+    assert all(a > b for a, b in pairwise(found[4:]))
 
 
 def test_cooldown_is_constant_then_linear() -> None:

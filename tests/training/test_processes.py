@@ -43,7 +43,7 @@ def test_two_processes_equal_one(recipe: Callable[..., TrainConfig], tmp_path: P
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     assert summaries[0]["batches"] == summaries[1]["batches"]
     weights = [mmrep.load(run).state_dict() for run in runs]
-    # AdamW divides by the root of tiny second moments: rounding differences of gradients near 0 move a weight by up to lr.
+    # AdamW divides by the root of tiny second moments: rounding of gradients near 0 moves a weight by up to lr.
     gaps = [float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]]
     assert max(gaps) < 2e-3
     assert sorted(gaps)[len(gaps) // 2] < 1e-5

@@ -60,7 +60,9 @@ def test_a_run_writes_everything(recipe: Recipe) -> None:
 
 
 def test_training_learns_to_tell_colours(recipe: Recipe) -> None:
-    config = recipe(source={"caption": "cls"}, training={"steps": 40, "global_batch": 16, "checkpoint_steps": 0}, optim={"lr": 3e-3})
+    config = recipe(
+        source={"caption": "cls"}, training={"steps": 40, "global_batch": 16, "checkpoint_steps": 0}, optim={"lr": 3e-3}
+    )
     run = train(config, "again")
     metrics = json.loads((run / "results.json").read_text())["results"][0]["metrics"]
     assert metrics["acc1"] >= 0.75  # chance is 0.25

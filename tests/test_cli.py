@@ -1,0 +1,258 @@
+"""The command line: errors of one line with the right status before torch is imported, and the verbs themselves."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY_MODEL, colour_samples, write_tar
+
+from mmrep.cli import fold_pool, main, parse_config
+from mmrep.config.checks import ConfigError
+from mmrep.config.tree import CompareConfig, TrainConfig
+from mmrep.model.dual_encoder import DualEncoder
+
+ROOT = Path(__file__).parents[1]
+
+WRONG = {
+    "unknown verb": ("trian", "unknown verb 'trian' (valid: train, compare"),
+    "unknown key": ("train --config {config} --optim.lrr 3", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+    "unknown key in the file": ("train --config {typo}", "unknown key 'trian'"),
+    "wrong type": ("train --config {config} --optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
+    "unknown pooling": ("train --config {config} --model.pool gegem", "did you mean 'ggem'"),
+    "unknown argument": ("train --config {config} --model.pool ggem --model.pool.args.group 3", "no argument 'group'"),
+    "wrong argument type": ("train --config {config} --model.pool ggem --model.pool.args.p no", "expected float, got False"),
+    "impossible value": ("train --config {config} --training.steps 0", "training.steps: expected a value ≥ 1, got 0"),
+    "impossible rate": ("train --config {config} --optim.lr -1", "optim.lr: expected a value > 0, got -1.0"),
+    "warm-up too long": ("train --config {config} --optim.warmup 99", "optim.warmup + optim.cooldown: expected at"),
+    "batch": ("train --config {config} --training.micro_batch 3", "3 × 1 processes = 3 pairs, but global_batch is 8"),
+    "no such config": ("train --config {root}/none.yaml", "does not exist"),
+    "not YAML": ("train --config {broken}", "broken.yaml"),
+    "no model": ("train", "model: give model.name"),
+    "no value": ("train --model.pool", "--model.pool: expected a value"),
+    "missing shard": ("train --config {config} --data.train.shards {root}/{{0..3}}.tar", "{root}/0.tar (one of 4"),
+    "no shards in a folder": ("train --config {config} --data.train.shards {root}", "no .tar file in folder"),
+    "missing class names": ("train --config {config} --data.train.caption cls", "no classnames.txt in"),
+    "unknown caption": ("train --config {config} --data.train.caption text", "valid: txt, cls, json:KEY"),
+    "missing set": ("train --config {config} --evaluation.sets '[{{path: {root}/none}}]'", "no such folder"),
+    "study's config": ("train --config {study}", "a study is run by `mmrep compare`"),
+    "empty study": ("compare --config {study} --study.pools []", "study.pools: expected at least one head"),
+    "seeds": ("compare --config {study} --study.seeds [0,0]", "each seed once"),
+    "baseline": ("compare --config {study} --study.baseline map", "study.baseline: unknown value 'map'"),
+    "resume": ("train --config {config} --resume {root}/none", "resume: no such checkpoint folder"),
+    "eval without a set": ("eval --model {root}", "give --suite FILE or --data DIR"),
+    "eval without a model": ("eval --data {root}", "--model"),
+    "eval of nothing": ("eval --model {root} --data {root}/none", "no such folder"),
+    "push name": ("push {root} --repo-id ggem --dry-run", "expected user/name"),
+    "push nothing": ("push {root}/none --repo-id a/b --dry-run", "no such folder"),
+    "report of nothing": ("report {root}/none", "results.json"),
+    "unknown action": ("data pakc", "unknown action 'pakc'"),
+    "check of nothing": ("data check {root}/none.tar", "no such shard"),
+    "scenes": ("data scenes --output_dir {root}/scenes --size 3", "scenes.size"),
+    "unknown option": ("report {root} --fast", "unrecognized arguments: --fast"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A right config and wrong ones."""
+    root = tmp_path_factory.mktemp("cli")
+    write_tar(root / "shards" / "train" / "0.tar", colour_samples(16))
+    right: dict[str, Any] = {
+        "output_dir": str(root / "run"),
+        "model": {
+            "pool": {"name": "ggem", "args": {"groups": 2}},
+            "embed_dim": 16,
+            "image": TINY_MODEL["image"],
+            "text": TINY_MODEL["text"],
+        },
+        "data": {"train": [{"shards": str(root / "shards" / "train")}]},
+        "training": {"steps": 2, "global_batch": 8, "log_every": 1},
+    }  # fmt: skip
+    files = {
+        "config": right,
+        "study": {**right, "study": {"pools": ["avg", "ggem"], "seeds": [0]}},
+        "typo": {**right, "trian": 1},
+    }
+    for name, content in files.items():
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    (root / "broken.yaml").write_text("model: {pool: [avg\n")
+    return {"root": str(root)} | {name: str(root / f"{name}.yaml") for name in (*files, "broken")}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_clear_line_and_status_2(
+    case: str, places: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, message = (text.format(**places) for text in WRONG[case])
+    monkeypatch.chdir(places["root"])
+    status = main(shlex.split(command))
+    out, err = capsys.readouterr()
+    assert status == 2, err
+    assert err.count("\n") == 1, err
+    assert err.startswith(f"mmrep {command.split()[0]}: error: ")
+    assert message in err
+    assert out == ""
+
+
+def test_errors_and_help_come_before_torch(places: dict[str, str]) -> None:
+    commands = [shlex.split(command.format(**places)) for command, _ in WRONG.values()]
+    code = f"""
+import sys
+from mmrep.cli import main
+for command in {commands!r} + [["--help"], ["--version"], ["data", "--help"]]:
+    status = main(command)
+    assert status == (0 if command[-1].startswith("--help") or command == ["--version"] else 2), command
+for verb in ("train", "compare", "eval", "push"):
+    try:
+        main([verb, "--help"])
+    except SystemExit as end:
+        assert not end.code
+heavy = {{"torch", "open_clip", "timm", "accelerate"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=places["root"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_groups_that_do_not_divide_the_trunk_are_found_after_building_it(
+    places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", places["config"], "--model.pool.args.groups", "5"]) == 2
+    assert "groups must divide the trunk's width 32, got 5; divisors: [1, 2, 4, 8, 16, 32]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "args"),
+    [
+        ("", "ggem", {"groups": 2}),
+        ("--model.pool avg", "avg", {}),
+        ("--model.pool.name avg", "avg", {}),
+        ("--model.pool.name ggem", "ggem", {"groups": 2}),
+        ("--model.pool=gem --model.pool.args.p=4.6", "gem", {"p": 4.6}),
+        ("--model.pool.args.groups 4", "ggem", {"groups": 4}),
+        ("--model.pool.args.negatives shift", "ggem", {"groups": 2, "negatives": "shift"}),
+        ("--model.pool '{name: ggem, args: {groups: 8}}'", "ggem", {"groups": 8}),
+    ],
+)
+def test_pool_options(places: dict[str, str], options: str, name: str, args: dict[str, Any]) -> None:
+    config = parse_config(TrainConfig, "train", ["--config", places["config"], *shlex.split(options)])
+    assert (config.model.pooling.name, config.model.pooling.args) == (name, args)
+
+
+def test_pool_options_leave_other_options_alone() -> None:
+    assert fold_pool(["--seed", "3", "--optim.lr=1"]) == ["--seed", "3", "--optim.lr=1"]
+    with pytest.raises(ConfigError, match=r"--model.pool.groups: unknown option"):
+        fold_pool(["--model.pool.groups", "3"])
+
+
+def test_print_config_is_the_resolved_config(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--config", places["config"], "--optim.lr", "0.25", "--print_config"])
+    assert not end.value.code
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["optim"]["lr"] == 0.25
+    assert shown["model"]["pool"] == {"name": "ggem", "args": {"groups": 2}}
+    assert shown["training"]["steps"] == 2
+
+
+def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--config", "--resume", "--model.pool", "--optim.lr", "--training.global_batch", "--study.seeds"):
+        assert option in shown
+    assert "peak learning rate" in shown
+
+
+def test_train_eval_report(
+    places: dict[str, str], tmp_path: Path, colour_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--config", places["config"], "--output_dir", str(run)]) == 0
+    assert main(["train", "--config", places["config"], "--output_dir", str(run)]) == 2
+    assert "--resume auto" in capsys.readouterr().err
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"sets": [{"path": str(colour_set), "name": "colours"}], "batch_size": 7}))
+    output = tmp_path / "out" / "eval.json"
+    pairs = str(colour_set / "retrieval")
+    assert main(["eval", "--model", str(run), "--suite", str(suite), "--data", pairs, "--output", str(output)]) == 0
+    results = json.loads(output.read_text())["results"]
+    assert [(r["model"], r["dataset"], r["task"], r["n"]) for r in results] == [
+        ("run", "colours", "zeroshot", 16),
+        ("run", "retrieval", "retrieval", 16),
+    ]
+    shown = capsys.readouterr().out
+    assert "acc1" in shown and "25.00" in shown and str(output) in shown
+
+
+def test_compare_and_report(places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--config", places["study"], "--output_dir", str(tmp_path / "study")]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "study" / "report.md").unlink()
+    assert main(["report", str(tmp_path / "study")]) == 0
+    again = capsys.readouterr().out
+    assert (tmp_path / "study" / "report.md").is_file()
+    assert first.split("written:")[0].strip() == again.split("written:")[0].strip()
+
+
+def test_export_and_push_dry_run(
+    tiny: Callable[..., DualEncoder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmrep.model.load import save_model
+
+    save_model(tiny("cls"), tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "open_clip_config.json").is_file()
+    assert main(["push", str(tmp_path / "model"), "--repo-id", "user/name", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("model.safetensors", "config.json", "tokenizer/vocab.json", "README.md", "nothing was uploaded"):
+        assert name in shown
+
+
+def test_data_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write_tar(tmp_path / "good.tar", colour_samples(4))
+    bad = write_tar(tmp_path / "bad.tar", [("7", {"jpg": b"no image", "txt": b" \n"})])
+    assert main(["data", "check", str(good)]) == 0
+    assert main(["data", "index", str(good)]) == 0
+    assert (tmp_path / "good.tar.index.npz").is_file()
+    assert main(["data", "check", str(good), str(bad)]) == 1
+    out, err = capsys.readouterr()
+    assert "sample '7', member 'jpg'" in out and "no caption in it" in out
+    assert "2 problems found" in err
+    spec = ["--train", "8", "--classes_test", "64", "--gallery", "4"]
+    assert main(["data", "scenes", "--output_dir", str(tmp_path / "scenes"), *spec]) == 0
+    assert (tmp_path / "scenes" / "captions" / "test" / "nshards.txt").is_file()
+
+
+def test_bad_data_is_status_1(places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = write_tar(tmp_path / "0.tar", [*colour_samples(15), ("zz", {"png": b"no image", "txt": b"a thing"})])
+    options = ["--data.train.shards", str(shard), "--output_dir", str(tmp_path / "run")]
+    assert main(["train", "--config", places["config"], *options]) == 1
+    err = capsys.readouterr().err
+    assert f"error: {shard}: sample 'zz', member 'png': not an image" in err
+    assert "Traceback" not in err
+
+
+def test_several_processes_are_counted_early(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(["train", "--config", places["config"]]) == 2
+    assert "global_batch: expected a multiple of the 3 processes, got 8" in capsys.readouterr().err
+
+
+def test_every_config_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    configs = sorted((ROOT / "configs").glob("*.yaml"))
+    assert len(configs) >= 4
+    for path in configs:
+        head = path.read_text().splitlines()[0]
+        assert f"--config configs/{path.name}" in head, f"{path.name} opens with its command"
+        kind = CompareConfig if "study:" in path.read_text() else TrainConfig
+        parse_config(kind, "compare", ["--config", str(path)])
