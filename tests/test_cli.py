@@ -26,7 +26,7 @@ WRONG = {
     "wrong type": ("train --config {config} --optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
     "unknown pooling": ("train --config {config} --model.pool gegem", "did you mean 'ggem'"),
     "unknown argument": ("train --config {config} --model.pool ggem --model.pool.args.group 3", "no argument 'group'"),
-    "wrong argument type": ("train --config {config} --model.pool ggem --model.pool.args.p no", "expected float, got False"),
+    "wrong argument type": ("train --config {config} --model.pool gem --model.pool.args.p no", "expected float, got"),
     "impossible value": ("train --config {config} --training.steps 0", "training.steps: expected a value ≥ 1, got 0"),
     "impossible rate": ("train --config {config} --optim.lr -1", "optim.lr: expected a value > 0, got -1.0"),
     "warm-up too long": ("train --config {config} --optim.warmup 99", "optim.warmup + optim.cooldown: expected at"),
