@@ -36,7 +36,8 @@ from typing import Any
 
 import yaml
 
-from mmrep.data.places import cache_root, resolve_place
+from mmrep.data.cache import cache_root
+from mmrep.data.places import resolve_place
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -1,17 +1,9 @@
-"""Where things lie: the cache's root, and the short names of the embedded sets."""
-
-import os
-from pathlib import Path
+"""Short names of the sets that come with mmrep."""
 
 from mmrep.config.checks import one_of
 
 _SCENES = "scenes:"
 _PARTS = ("train", "classes", "captions")
-
-
-def cache_root() -> Path:
-    """The folder of all caches: `$MMREP_CACHE`, or ~/.cache/mmrep."""
-    return Path(os.environ.get("MMREP_CACHE") or "~/.cache/mmrep").expanduser()
 
 
 def resolve_place(path: str) -> str:

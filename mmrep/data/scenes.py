@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from mmrep.config.checks import ConfigError, at_least, require, within
+from mmrep.data.cache import cache_root
 from mmrep.data.draws import Purpose, uniforms
-from mmrep.data.places import cache_root
 from mmrep.data.scene_drawing import (
     BACKGROUNDS,
     COLOURS,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError, MmrepError
-from mmrep.data.places import cache_root
+from mmrep.data.cache import cache_root
 
 INDEX_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -25,6 +25,9 @@ def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) ->
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"model.image.trunk: timm has no model {name!r}{hint}")
+    if not pretrained and timm.model_entrypoint(name).__module__ == VisionTransformer.__module__:
+        # These are drawn by `seed_vit`; timm need not draw them first.
+        args = {"weight_init": "skip", **args}
     try:
         with seeded(seed, "image.trunk"):
             trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **args)

@@ -8,7 +8,8 @@ import pytest
 
 from mmrep.config.checks import ConfigError
 from mmrep.data import scenes
-from mmrep.data.places import cache_root, resolve_place
+from mmrep.data.cache import cache_root
+from mmrep.data.places import resolve_place
 
 
 def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
