@@ -363,6 +363,8 @@ def _data(argv: list[str]) -> None:
 
 
 def _data_scenes(argv: list[str]) -> None:
+    from tqdm import tqdm
+
     from mmrep.data.scenes import ScenesSpec, write_scenes
 
     parser = _Parser("mmrep data scenes", description="Writes a synthetic compositional set as shards.")
@@ -371,7 +373,13 @@ def _data_scenes(argv: list[str]) -> None:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     args = vars(parser.parse_args(argv))
     folder = Path(args.pop("output_dir"))
-    write_scenes(folder, ScenesSpec(**args))
+    with tqdm(desc="scenes", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        write_scenes(folder, ScenesSpec(**args), show)
     _print(f"written: {folder}")
 
 

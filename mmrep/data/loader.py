@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -161,11 +162,18 @@ def batches(steps: Steps, first: int, workers: int, prefetch: int = 2, pin_memor
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
     for item in loader:
         if isinstance(item, DataError):
             raise item
         yield item
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer ends after its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def data_state(steps: Steps) -> dict[str, object]:

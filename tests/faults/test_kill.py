@@ -53,6 +53,24 @@ def test_kill_9_and_resume_give_identical_losses(recipe: Callable[..., TrainConf
     assert summaries[0]["model_digest"] == summaries[1]["model_digest"]
 
 
+def test_a_schedulers_sigterm_to_the_whole_group(recipe: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = recipe("run", training={"steps": 5000, "checkpoint_steps": 0}, data={"workers": 2})
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain(config.to_dict())))
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(file)], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    metrics = Path(config.output_dir) / "metrics.jsonl"
+    while process.poll() is None and (not metrics.is_file() or metrics.read_text().count("\n") < 5):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors.decode()
+    assert errors.decode().endswith(f"accelerate launch train.py --config {file} --resume auto\n")
+    assert "Traceback" not in errors.decode()
+    assert len(list_checkpoints(Path(config.output_dir))) == 1
+
+
 def test_a_full_disk_costs_no_older_checkpoint(tmp_path: Path) -> None:
     model = torch.nn.Linear(200, 200)
     optimizer = torch.optim.AdamW(model.parameters())
