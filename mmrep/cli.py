@@ -1,6 +1,7 @@
 """`mmrep VERB`: the command line. Torch is imported only inside a verb, after its arguments are found right."""
 
 import argparse
+import dataclasses
 import difflib
 import json
 import logging
@@ -114,6 +115,7 @@ def parse_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
     """
     from jsonargparse import ArgumentParser
 
+    _read_configs(argv)
     parser = ArgumentParser(prog=f"mmrep {verb}", exit_on_error=False, description=(kind.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file; options after it override it")
     parser.add_class_arguments(kind)
@@ -125,10 +127,10 @@ def parse_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
     except ConfigError:
         raise
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(error, list(parser.get_defaults().keys()), argv)) from error
+        raise ConfigError(_explain(error, list(parser.get_defaults().keys()))) from error
 
 
-def _explain(error: Exception, valid: list[str], argv: Sequence[str]) -> str:
+def _explain(error: Exception, valid: list[str]) -> str:
     """jsonargparse's message in the user's words: the key, what was expected, the nearest right one."""
     text = " ".join(str(getattr(error, "message", None) or error).replace("Parser key ", "").split())
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
@@ -136,66 +138,104 @@ def _explain(error: Exception, valid: list[str], argv: Sequence[str]) -> str:
     if unknown:
         key = unknown[1] or unknown[2]
         if key.startswith("study"):
-            return f"unknown key {key!r}: a study is run by `mmrep compare`, which takes the same config"
-        near = difflib.get_close_matches(key, valid, n=1)
+            return f"unknown key {key!r}: studies are run by `mmrep compare`"
+        near = [name for name in valid if name.endswith(f".{key}")] or difflib.get_close_matches(key, valid, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {key!r}{hint} (--help lists all)"
-    if "parsing config" in text:
-        files = [value for name, value in pairwise(argv) if name == "--config"]
-        return f"{', '.join(files) or 'options'}: {text}"
-    return text
+    return text.replace('"', "", 2) if text.startswith('"') else text
 
 
 def fold_pool(argv: list[str]) -> list[str]:
     """Folds `--model.pool*` options over the YAML file's pool, in order: another name drops the old one's arguments."""
-    import yaml
-
     rest: list[str] = []
     options: list[tuple[str, str]] = []
-    configs: list[str] = []
     position = 0
     while position < len(argv):
         name, equals, value = argv[position].partition("=")
-        if name.startswith("--model.pool") or name == "--config":
+        if name.startswith("--model.pool"):
             if not equals:
                 position += 1
                 require(position < len(argv), f"{name}: expected a value")
                 value = argv[position]
-            if name == "--config":
-                configs.append(value)
-                rest += [name, value]
-            else:
-                options.append((name.removeprefix("--model.pool").lstrip("."), value))
+            options.append((name.removeprefix("--model.pool").lstrip("."), value))
         else:
             rest.append(argv[position])
         position += 1
     if not options:
         return rest
     pool: Any = "cls"
-    for path in configs:
-        if Path(path).is_file():
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            pool = (content.get("model") or {}).get("pool", pool)
-    current: dict[str, Any] = {"name": pool} if isinstance(pool, str) else dict(pool)
+    for content in _read_configs(argv):
+        model = content.get("model") or {}
+        pool = model.get("pool", pool) if isinstance(model, dict) else pool
+    current = _pool_mapping("model.pool", pool)
     for name, text in options:
-        value = yaml.safe_load(text)
+        value = _parse_yaml(f"--model.pool {text}", text)
         if not name:
-            current = {"name": value} if isinstance(value, str) else dict(value)
+            current = _pool_mapping("--model.pool", value)
         elif name == "name":
             current = current if current.get("name") == value else {"name": value}
-        elif name == "args" or name.startswith("args."):
-            given = dict(value) if name == "args" else {name.removeprefix("args."): value}
-            current["args"] = dict(current.get("args") or {}, **given)
+        elif name.startswith("args."):
+            current["args"] = dict(current.get("args") or {}, **{name.removeprefix("args."): value})
         else:
             raise ConfigError(f"--model.pool.{name}: unknown option (valid: --model.pool, .name, .args.NAME)")
     return [*rest, "--model.pool", json.dumps(current)]
+
+
+def _pool_mapping(where: str, value: Any) -> dict[str, Any]:
+    named = {"name": value} if isinstance(value, str) else value
+    require(
+        isinstance(named, dict) and bool(named.get("name")),
+        f"{where}: expected a name, or {{name: ggem, args: {{groups: 12}}}}, got {value!r}",
+    )
+    return dict(named)
+
+
+def _read_configs(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """The contents of the YAML files that `--config` names.
+
+    Raises:
+        ConfigError: a file that is missing, unreadable, not YAML, or no mapping.
+    """
+    names = [value for name, value in pairwise(argv) if name == "--config"]
+    names += [option.partition("=")[2] for option in argv if option.startswith("--config=")]
+    contents = []
+    for name in names:
+        require(Path(name).is_file(), f"--config: no such file: {name}")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {name}: can't be read as UTF-8 text: {error}") from error
+        content = _parse_yaml(f"--config {name}", text)
+        kind = "an empty file" if content is None else type(content).__name__
+        require(isinstance(content, dict), f"--config {name}: expected keys and values at the top, got {kind}")
+        contents.append(content)
+    return contents
+
+
+def _parse_yaml(where: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"{where}: not YAML{place}: {problem}; indent with spaces, close brackets and quotes"
+        ) from error
 
 
 # Verbs
 
 
 def _train(argv: list[str]) -> None:
-    config = parse_config(TrainConfig, "train", argv)
+    if any("study" in content for content in _read_configs(argv)):
+        # A study's recipe is a training recipe: one run of it, with model.pool and seed as they stand.
+        study = parse_config(CompareConfig, "train", argv)
+        config = TrainConfig(**{field.name: getattr(study, field.name) for field in dataclasses.fields(TrainConfig)})
+    else:
+        config = parse_config(TrainConfig, "train", argv)
     _check_early(config)
     from mmrep.training.trainer import train
 
@@ -267,6 +307,10 @@ def _eval(argv: list[str]) -> None:
     from mmrep.model.load import load
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     opened = [open_set(each) for each in sets]
     models = {name: load(source, device, allow_pickle=args.allow_pickle) for name, source in names.items()}
     results = evaluate(models, opened, config, quiet=not sys.stderr.isatty())

@@ -23,7 +23,7 @@ WRONG = {
     "unknown verb": ("trian", "unknown verb 'trian' (valid: train, compare"),
     "unknown key": ("train --config {config} --optim.lrr 3", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
     "unknown key in the file": ("train --config {typo}", "unknown key 'trian'"),
-    "wrong type": ("train --config {config} --optim.lr fast", '"optim.lr": Expected a float. Got value: fast'),
+    "wrong type": ("train --config {config} --optim.lr fast", "optim.lr: Expected a float. Got value: fast"),
     "unknown pooling": ("train --config {config} --model.pool gegem", "did you mean 'ggem'"),
     "unknown argument": ("train --config {config} --model.pool ggem --model.pool.args.group 3", "no argument 'group'"),
     "wrong argument type": ("train --config {config} --model.pool gem --model.pool.args.p no", "expected float, got"),
@@ -31,8 +31,8 @@ WRONG = {
     "impossible rate": ("train --config {config} --optim.lr -1", "optim.lr: expected a value > 0, got -1.0"),
     "warm-up too long": ("train --config {config} --optim.warmup 99", "optim.warmup + optim.cooldown: expected at"),
     "batch": ("train --config {config} --training.micro_batch 3", "3 × 1 processes = 3 pairs, but global_batch is 8"),
-    "no such config": ("train --config {root}/none.yaml", "does not exist"),
-    "not YAML": ("train --config {broken}", "broken.yaml"),
+    "no such config": ("train --config {root}/none.yaml", "--config: no such file: {root}/none.yaml"),
+    "not YAML": ("train --config {broken}", "broken.yaml: not YAML (line 2"),
     "no model": ("train", "model: give model.name"),
     "no value": ("train --model.pool", "--model.pool: expected a value"),
     "missing shard": ("train --config {config} --data.train.shards {root}/{{0..3}}.tar", "{root}/0.tar (one of 4"),
@@ -40,7 +40,15 @@ WRONG = {
     "missing class names": ("train --config {config} --data.train.caption cls", "no classnames.txt in"),
     "unknown caption": ("train --config {config} --data.train.caption text", "valid: txt, cls, json:KEY"),
     "missing set": ("train --config {config} --evaluation.sets '[{{path: {root}/none}}]'", "no such folder"),
-    "study's config": ("train --config {study}", "a study is run by `mmrep compare`"),
+    "study option": ("train --config {config} --study.seeds [0]", "studies are run by `mmrep compare`"),
+    "empty output": ("train --config {config} --output_dir ''", "output_dir: expected a folder"),
+    "output is a file": ("train --config {config} --output_dir {config}", "is a file, not a folder"),
+    "no pooling": ("train --config {config} --model.pool ''", "--model.pool: expected a name"),
+    "list as pooling": ("train --config {config} --model.pool [avg]", "--model.pool: expected a name"),
+    "open brace": ("train --config {config} --model.pool {{{{", "not YAML (line 1"),
+    "list as config": ("train --config {list}", "list.yaml: expected keys and values at the top, got list"),
+    "empty config": ("train --config {empty}", "got an empty file"),
+    "short option": ("train --config {config} --lr 1", "did you mean 'optim.lr'?"),
     "empty study": ("compare --config {study} --study.pools []", "study.pools: expected at least one head"),
     "seeds": ("compare --config {study} --study.seeds [0,0]", "each seed once"),
     "baseline": ("compare --config {study} --study.baseline map", "study.baseline: unknown value 'map'"),
@@ -82,7 +90,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, content in files.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     (root / "broken.yaml").write_text("model: {pool: [avg\n")
-    return {"root": str(root)} | {name: str(root / f"{name}.yaml") for name in (*files, "broken")}
+    (root / "list.yaml").write_text("- a\n- b\n")
+    (root / "empty.yaml").write_text("# nothing\n")
+    return {"root": str(root)} | {name: str(root / f"{name}.yaml") for name in (*files, "broken", "list", "empty")}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -245,3 +255,14 @@ def test_several_processes_are_counted_early(
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main(["train", "--config", places["config"]]) == 2
     assert "global_batch: expected a multiple of the 3 processes, got 8" in capsys.readouterr().err
+
+
+def test_a_study_config_trains_one_run(places: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--config", places["study"], "--model.pool", "max", "--output_dir", str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["pool"] == {"name": "max"}
+
+
+def test_a_device_that_is_not_there(tiny: Callable[..., DualEncoder], colour_set: Path, capsys: Any) -> None:
+    assert main(["eval", "--model", "x", "--data", str(colour_set), "--device", "tpux"]) == 2
+    assert capsys.readouterr().err.startswith("mmrep eval: error: --device tpux: ")

@@ -42,6 +42,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
+        require(bool(self.output_dir.strip()), "output_dir: expected a folder, got an empty name")
         require(
             self.model.name is not None or self.model.image.trunk is not None,
             "model: give model.name (an open_clip model, say ViT-B-16) or model.image.trunk (a timm model)",
@@ -52,7 +53,8 @@ class TrainConfig:
         spent = self.optim.warmup + (self.optim.cooldown if self.optim.schedule == "cooldown" else 0)
         require(
             spent <= self.training.steps,
-            f"optim.warmup + optim.cooldown: expected at most training.steps = {self.training.steps}, got {spent}",
+            f"optim.warmup + optim.cooldown: expected at most training.steps = {self.training.steps}, got {spent}; "
+            "shorten them too",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,3 +71,13 @@ class CompareConfig(TrainConfig):
     """
 
     study: StudyConfig = field(default_factory=StudyConfig)
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two configs in plain form differ: dotted key → (value in `a`, value in `b`)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in [*a, *(key for key in b if key not in a)]:
+            found |= differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {} if a == b else {prefix: (a, b)}

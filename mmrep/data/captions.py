@@ -80,7 +80,7 @@ def class_label(index: ShardIndex, sample: int, classes: int) -> int:
     except ValueError as error:
         raise DataError(f"{where}: expected an integer, got {data[:20]!r}") from error
     if not 0 <= label < classes:
-        raise DataError(f"{where}: label {label}, but there are {classes} class names")
+        raise DataError(f"{where}: label {label}, but there are {classes} class names (labels count from 0)")
     return label
 
 

@@ -88,7 +88,9 @@ def build_index(path: Path) -> ShardIndex:
                     raise DataError(f"{path}: key {key!r} has two members {extension!r}")
                 rows[-1][extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise DataError(f"{path}: not a readable tar file after {last}: {error}") from error
+        with path.open("rb") as file:
+            packed = "; it is gzip-compressed, unpack it first" if file.read(2) == b"\x1f\x8b" else ""
+        raise DataError(f"{path}: not a readable tar file after {last}: {error}{packed}") from error
     _check_end(path, end, last)
     if not keys:
         raise DataError(f"{path}: no samples")

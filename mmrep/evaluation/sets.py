@@ -1,5 +1,7 @@
 """Evaluation sets: what lies on disk in CLIP_benchmark's layout, or was held out of training."""
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +15,8 @@ from mmrep.data.paths import read_lines
 from mmrep.data.places import resolve_place
 from mmrep.data.shards import ShardIndex, load_index
 from mmrep.data.sources import Sources
+
+LOG = logging.getLogger("mmrep")
 
 Task = Literal["zeroshot", "retrieval"]
 
@@ -92,6 +96,11 @@ def open_set(config: SetConfig) -> EvalSet:
     if task == "retrieval":
         return EvalSet(name, "retrieval", samples, "txt", [], [])
     classnames = read_lines(folder / CLASSNAMES, f"evaluation set {config.path}")
+    twice = [name for name, count in Counter(classnames).items() if count > 1]
+    if twice:
+        LOG.warning(
+            "evaluation set %s: class names that occur twice can't be told apart: %s", config.path, ", ".join(twice)
+        )
     templates = read_lines(folder / TEMPLATES, f"evaluation set {config.path}")
     require(
         all("{c}" in template for template in templates),

@@ -8,7 +8,7 @@ import yaml
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.pooling import PoolConfig
-from mmrep.config.tree import CompareConfig, TrainConfig
+from mmrep.config.tree import CompareConfig, TrainConfig, differences
 
 STUDY = "study.yaml"
 
@@ -57,18 +57,9 @@ def check_same_study(config: CompareConfig, recipe: dict[str, Any]) -> None:
     if not place.is_file():
         return
     before = yaml.safe_load(place.read_text(encoding="utf-8"))
-    for key, (old, new) in _differences(before, recipe).items():
+    for key, (old, new) in differences(before, recipe).items():
         if not key.startswith(("study.", "output_dir", "resume")):
             raise ConfigError(
                 f"{config.output_dir} holds a study with {key} = {old}, not {new}: "
                 "choose another --output_dir, or restore the setting to continue"
             )
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in [*a, *(key for key in b if key not in a)]:
-            found |= _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {} if a == b else {prefix: (a, b)}

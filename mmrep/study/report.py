@@ -52,7 +52,7 @@ def metric_rows(results: dict[str, Any], primary: bool) -> list[list[str]]:
                     f"{100 * chance:.2f}",
                     f"{100 * difference['mean']:+.2f}" if difference else "",
                     *_interval(difference, results),
-                    (difference["verdict"] or "none") if difference else "",
+                    (difference["verdict"] or "–") if difference else "",
                 ]
             )
     return rows

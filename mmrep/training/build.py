@@ -21,7 +21,7 @@ from mmrep import distributed
 from mmrep.batch import Batch
 from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
-from mmrep.config.tree import TrainConfig
+from mmrep.config.tree import TrainConfig, differences
 from mmrep.data.loader import Loaded, Plan, Steps, batches, data_state, default_workers, wrap
 from mmrep.data.sources import Sources
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
@@ -30,7 +30,7 @@ from mmrep.model.dual_encoder import DualEncoder, Embeddings
 from mmrep.model.load import build_model, write_model_config
 from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mmrep.training.optim import build_optimizer
-from mmrep.training.output import CONFIG, INITIAL, check_output
+from mmrep.training.output import CONFIG, INITIAL, METRICS, check_output
 from mmrep.training.tracking import Tracker
 
 LOG = logging.getLogger("mmrep")
@@ -142,18 +142,17 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     model.set_grad_checkpointing(config.training.grad_checkpointing)
     steps = build_steps(config, model, sources, accelerator)
     if len(sources) < config.training.global_batch:
-        LOG.warning(
-            "training.global_batch %d is larger than the training set (%d): some samples meet themselves as negatives",
-            config.training.global_batch, len(sources),
-        )  # fmt: skip
+        raise ConfigError(
+            f"training.global_batch: {config.training.global_batch} is more than the {len(sources)} training samples, "
+            "so that some would meet themselves as negatives; lower it"
+        )
     assert local == steps.local, "the loader and the config agree on the local batch"
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(yaml.safe_dump(plain(config.to_dict()), sort_keys=False), encoding="utf-8")
-        (folder / INITIAL).write_text(json.dumps(parameter_digests(model), indent=1) + "\n", encoding="utf-8")
+    initial = parameter_digests(model)
     model.to(accelerator.device)
     optimizer = build_optimizer(model, model.no_weight_decay(), config.optim)
     first, seen = resume(config, folder, model, optimizer, steps)
+    if accelerator.is_main_process:
+        describe_run(config, folder, initial)
     if config.training.compile:
         model.compile()
     return Run(
@@ -194,7 +193,8 @@ def resume(
         return 0, 0
     place = find_checkpoint(folder, LOG.warning) if config.resume == "auto" else Path(config.resume)
     if place is None:
-        LOG.info("no checkpoint in %s: starting from the beginning", folder)
+        if (folder / METRICS).exists():
+            LOG.info("no checkpoint in %s yet: starting from the beginning", folder)
         return 0, 0
     state = load_checkpoint(place, model, optimizer).state
     now = data_state(steps)
@@ -206,6 +206,24 @@ def resume(
             )
     LOG.info("resuming from %s", place)
     return int(state["step"]), int(state["checksum"])
+
+
+def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> None:
+    """Writes the resolved config and the digests of the initial values; says what differs from an earlier start."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = plain(config.to_dict())
+        if (folder / CONFIG).exists():
+            before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+            for key, (old, new) in differences(before, recipe).items():
+                if key not in ("resume", "output_dir"):
+                    LOG.warning(
+                        "resuming with another %s: it was %s, is %s; losses will not be those of one run", key, old, new
+                    )
+        (folder / CONFIG).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        (folder / INITIAL).write_text(json.dumps(initial, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"output_dir {folder}: can't be written to: {error.strerror}") from error
 
 
 def parameter_digests(model: nn.Module) -> dict[str, str]:

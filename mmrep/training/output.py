@@ -15,6 +15,7 @@ def check_output(config: TrainConfig) -> None:
         ConfigError: the folder holds a run and `resume` is `none`, or the checkpoint named does not exist.
     """
     folder = Path(config.output_dir)
+    require(not folder.exists() or folder.is_dir(), f"output_dir {folder}: is a file, not a folder")
     used = (folder / METRICS).exists() or (folder / SUMMARY).exists()
     require(
         config.resume != "none" or not used,

@@ -40,8 +40,10 @@ class Tracker:
         self._file = self._path.open("a", encoding="utf-8")
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=steps, initial=first, desc=label, unit="step", disable=not terminal, dynamic_ncols=True, leave=True
-        )
+            total=steps, initial=first, disable=not terminal, dynamic_ncols=True,
+            bar_format="{desc}{n_fmt}/{total_fmt} {remaining} left {bar}",
+        )  # fmt: skip
+        self._bar.set_description_str(f"{label}: ")
 
     def advance(self) -> None:
         """One step is done."""
@@ -65,7 +67,7 @@ class Tracker:
                 self.label, step, self.steps, metrics["loss"], rate, _clock(left),
             )  # fmt: skip
         else:
-            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {rate:.0f} pairs/s")
+            self._bar.set_description_str(f"{self.label}: loss {metrics['loss']:.3f} {rate:.0f} pairs/s ")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes a line of evaluation metrics."""
