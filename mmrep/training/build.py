@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from mmrep import distributed
@@ -133,6 +133,9 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         mixed_precision="no",  # the model enters autocast itself, in every entry point
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        kind = accelerator.distributed_type.value
+        raise ConfigError(f"accelerate's {kind} is not supported yet: use a config of launch/ (one process a GPU, DDP)")
     local = config.training.local_batch(accelerator.num_processes)
     folder = Path(config.output_dir)
     sources = Sources(config.data.train, config.data.validation)
