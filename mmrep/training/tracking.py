@@ -41,7 +41,7 @@ class Tracker:
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps, initial=first, disable=not terminal, dynamic_ncols=True,
-            bar_format="{desc}{n_fmt}/{total_fmt} {remaining} left {bar}",
+            bar_format="{remaining} left, {desc}{n_fmt}/{total_fmt} {bar}",
         )  # fmt: skip
         self._bar.set_description_str(f"{label}: ")
 
