@@ -12,10 +12,11 @@ import pytest
 import yaml
 from conftest import TINY_MODEL, colour_samples, write_tar
 
-from mmrep.cli import fold_pool, main, parse_config
+from mmrep.cli import main
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import TrainConfig
 from mmrep.model.dual_encoder import DualEncoder
+from mmrep.options import fold_pool, parse_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import mmrep
-from mmrep.cli import _VERBS, parse_config
+from mmrep.cli import _VERBS
 from mmrep.config.tree import CompareConfig
+from mmrep.options import parse_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
