@@ -80,7 +80,7 @@ class PoolingHead(nn.Module):
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         """The embedding of the tokens."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to define pool(tokens)")
 
     def no_weight_decay(self) -> set[str]:
         """Names of own parameters that must not decay, besides vectors."""
