@@ -1,6 +1,5 @@
 """`mmrep VERB`: the command line. Torch is imported only inside a verb, after its arguments are found right."""
 
-import argparse
 import dataclasses
 import logging
 import os
@@ -9,13 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from mmrep import __version__
 from mmrep.config.checks import ConfigError, MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.options import parse_config, read_configs
+from mmrep.terminal import Parser, say
 from mmrep.training.output import check_output
 from mmrep.training.signals import Stopped
 
@@ -32,27 +31,20 @@ usage: mmrep VERB [options]        (mmrep VERB --help tells a verb's options)
   report    a study's tables again    mmrep report studies/quickstart
   export    to open_clip              mmrep export runs/x/final --output_dir FOLDER
   push      to the Hugging Face Hub   mmrep push runs/x --repo-id user/name --dry-run
-  data      shards                    mmrep data scenes | check | index
+  data      shards                    mmrep data scenes | pack | check | index | ledger
 
 exit status: 0 done, 1 failed, 2 wrong use, 75 stopped by a signal and resumable
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args in (["--version"], ["-V"]):
-        _print(f"mmrep {__version__}")
+        say(f"mmrep {__version__}")
         return DONE
     if not args or args[0] in ("-h", "--help", "help"):
-        _print(_HELP)
+        say(_HELP)
         return DONE if args else WRONG_USE
     verb, rest = args[0], args[1:]
     _set_up_logging()
@@ -81,15 +73,6 @@ def _say(message: str) -> None:
     """A line on stderr, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         sys.stderr.write(message + "\n")
-
-
-def _print(text: str) -> None:
-    """Text on stdout, where results go; a reader that has gone away (`| head`) is no error."""
-    try:
-        sys.stdout.write(text.rstrip("\n") + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # lives until the process ends
 
 
 def _set_up_logging() -> None:
@@ -121,7 +104,7 @@ def _compare(argv: list[str]) -> None:
 
     results = compare(config, _invocation("compare", argv))
     if distributed.rank() == 0:
-        _print("\n" + terminal(results) + f"\n\nwritten: {config.output_dir}/results.json, report.md")
+        say("\n" + terminal(results) + f"\n\nwritten: {config.output_dir}/results.json, report.md")
 
 
 def _check_early(config: TrainConfig) -> None:
@@ -142,7 +125,7 @@ def _invocation(verb: str, argv: list[str]) -> str:
 
 
 def _eval(argv: list[str]) -> None:
-    parser = _Parser("mmrep eval", description="Zero-shot classification and image-text retrieval.")
+    parser = Parser("mmrep eval", description="Zero-shot classification and image-text retrieval.")
     parser.add_argument(
         "--model", action="append", required=True, help="a run, its final/, an open_clip folder, or hf-hub:user/name"
     )
@@ -185,7 +168,7 @@ def _eval(argv: list[str]) -> None:
     models = {name: load(source, device, allow_pickle=args.allow_pickle) for name, source in names.items()}
     results = evaluate(models, opened, config, quiet=not sys.stderr.isatty())
     write_results(results, output, {"mmrep": __version__, "models": names})
-    _print(table(results) + f"\n\nwritten: {output}")
+    say(table(results) + f"\n\nwritten: {output}")
 
 
 def _model_names(sources: list[str]) -> dict[str, str]:
@@ -211,7 +194,7 @@ def _check_sets(sets: list[SetConfig]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    parser = _Parser(
+    parser = Parser(
         "mmrep report", description="Makes a study's report.md again from its results.json, and prints the tables."
     )
     parser.add_argument("study", help="folder of a study")
@@ -220,11 +203,11 @@ def _report(argv: list[str]) -> None:
 
     results = read_results(Path(args.study))
     place = write_report(Path(args.study), results)
-    _print(terminal(results) + f"\n\nwritten: {place}")
+    say(terminal(results) + f"\n\nwritten: {place}")
 
 
 def _export(argv: list[str]) -> None:
-    parser = _Parser("mmrep export", description="Writes a model in another library's format.")
+    parser = Parser("mmrep export", description="Writes a model in another library's format.")
     parser.add_argument("model", help="a run, its final/, or hf-hub:user/name")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--format", default="open_clip", help="open_clip")
@@ -233,11 +216,11 @@ def _export(argv: list[str]) -> None:
     from mmrep.model.load import load
 
     export(load(args.model), args.output_dir, args.format)
-    _print(f"written: {args.output_dir}")
+    say(f"written: {args.output_dir}")
 
 
 def _push(argv: list[str]) -> None:
-    parser = _Parser("mmrep push", description="Uploads a finished run to the Hugging Face Hub, in one commit.")
+    parser = Parser("mmrep push", description="Uploads a finished run to the Hugging Face Hub, in one commit.")
     parser.add_argument("run", help="a run's folder, or a model's")
     parser.add_argument("--repo-id", required=True, help="user/name")
     parser.add_argument("--private", action="store_true")
@@ -257,73 +240,16 @@ def _push(argv: list[str]) -> None:
         result = push(args.run, args.repo_id, args.private, args.dry_run, license=args.license, extra=extra)
     lines = [f"{size:>14,}  {name}" for name, size in result.files.items()]
     if args.dry_run:
-        _print("\n".join([result.card, *lines, "", f"dry run: nothing was uploaded to {result.url}"]))
+        say("\n".join([result.card, *lines, "", f"dry run: nothing was uploaded to {result.url}"]))
     else:
         lines += [f"       removed  {name}" for name in result.removed]
-        _print("\n".join([*lines, "", f"{result.url} at commit {result.commit}"]))
+        say("\n".join([*lines, "", f"{result.url} at commit {result.commit}"]))
 
 
 def _data(argv: list[str]) -> None:
-    actions = {"scenes": _data_scenes, "check": _data_check, "index": _data_index}
-    if not argv or argv[0] in ("-h", "--help"):
-        _print("usage: mmrep data scenes|check|index [options]\n\n"
-               "  scenes   write the synthetic compositional set\n"
-               "  check    read every sample, report every problem\n"
-               "  index    write index files beside the shards")  # fmt: skip
-        return
-    if argv[0] not in actions:
-        raise ConfigError(f"unknown action {argv[0]!r} (valid: {', '.join(actions)})")
-    actions[argv[0]](argv[1:])
+    from mmrep.cli_data import run_action
 
-
-def _data_scenes(argv: list[str]) -> None:
-    from tqdm import tqdm
-
-    from mmrep.data.scenes import ScenesSpec, write_scenes
-
-    parser = _Parser("mmrep data scenes", description="Writes a synthetic compositional set as shards.")
-    parser.add_argument("--output_dir", required=True)
-    for name, value in ScenesSpec().__dict__.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
-    args = vars(parser.parse_args(argv))
-    folder = Path(args.pop("output_dir"))
-    with tqdm(desc="scenes", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        write_scenes(folder, ScenesSpec(**args), show)
-    _print(f"written: {folder}")
-
-
-def _shard_args(name: str, description: str, argv: list[str]) -> list[Path]:
-    from mmrep.data.paths import expand_shards
-
-    parser = _Parser(name, description=description)
-    parser.add_argument("shards", nargs="+", help="tar files, paths with braces, folders")
-    return expand_shards(parser.parse_args(argv).shards)
-
-
-def _data_check(argv: list[str]) -> None:
-    shards = _shard_args("mmrep data check", "Reads every sample of the shards and reports every problem.", argv)
-    from mmrep.data.check import check_shards
-    from mmrep.data.shards import DataError
-
-    report = check_shards(shards)
-    _print(report.text())
-    if report.problems:
-        raise DataError(f"{len(report.problems)} problems found")
-
-
-def _data_index(argv: list[str]) -> None:
-    shards = _shard_args("mmrep data index", "Writes an index file beside every shard.", argv)
-    from mmrep.data.shards import build_index, sidecar, write_index
-
-    for path in shards:
-        index = build_index(path)
-        write_index(index, sidecar(path))
-        _print(f"{sidecar(path)}: {len(index)} samples")
+    run_action(argv)
 
 
 _VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -38,7 +38,7 @@ WRONG = {
     "no value": ("train --model.pool", "--model.pool: expected a value"),
     "missing shard": ("train --config {config} --data.train.shards {root}/{{0..3}}.tar", "{root}/0.tar (one of 4"),
     "no shards in a folder": ("train --config {config} --data.train.shards {root}", "no .tar file in folder"),
-    "missing class names": ("train --config {config} --data.train.caption cls", "no classnames.txt in"),
+    "missing class names": ("train --config {config} --data.train.caption cls", "no classnames.txt beside"),
     "unknown caption": ("train --config {config} --data.train.caption text", "valid: txt, cls, json:KEY"),
     "missing set": ("train --config {config} --evaluation.sets '[{{path: {root}/none}}]'", "no such folder"),
     "study option": ("train --config {config} --study.seeds [0]", "studies are run by `mmrep compare`"),
@@ -117,7 +117,7 @@ def test_errors_and_help_come_before_torch(places: dict[str, str]) -> None:
 import sys
 from mmrep.cli import main
 for command in {commands!r} + [["--help"], ["--version"], ["data", "--help"]]:
-    status = main(command)
+    status = main(command); assert "torch" not in sys.modules, command
     assert status == (0 if command[-1].startswith("--help") or command == ["--version"] else 2), command
 for verb in ("train", "compare", "eval", "push"):
     try:

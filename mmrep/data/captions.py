@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from pathlib import Path
+from bisect import bisect_right
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.data import SourceConfig
 from mmrep.data.draws import below
 from mmrep.data.paths import find_beside, read_lines
-from mmrep.data.shards import DataError, ShardIndex, read_member
+from mmrep.data.shards import ShardIndex, read_member
+from mmrep.data.tar import DataError
 
 
 class Caption(NamedTuple):
@@ -47,7 +49,7 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
     """
     extension, _, field = kind.partition(":")
     data = read_member(index, sample, extension)
-    where = f"{index.path}: sample {index.keys[sample].decode()!r}, member {extension!r}"
+    where = f"{index.sample(sample)}, member {extension!r}"
     try:
         text = data.decode("utf-8")
         if extension == "txt":
@@ -74,7 +76,7 @@ def class_label(index: ShardIndex, sample: int, classes: int) -> int:
         DataError: no `cls` member, not an integer, not below `classes`.
     """
     data = read_member(index, sample, "cls")
-    where = f"{index.path}: sample {index.keys[sample].decode()!r}, member 'cls'"
+    where = f"{index.sample(sample)}, member 'cls'"
     try:
         label = int(data)
     except ValueError as error:
@@ -89,21 +91,27 @@ class Captioner:
 
     Args:
         source: the source's config.
-        shard: one of its shards; class names and templates are looked for beside it.
+        shard: path or address of one of its shards; class names and templates are looked for beside it.
         where: the config field, for messages.
 
     Attributes:
-        digest: of the kind of caption, the class names and the templates.
+        kinds: kinds of caption.
+        kind: the one with the largest weight, which evaluation on held-out samples uses.
+        digest: of the kinds and their weights, the class names and the templates.
 
     Raises:
         ConfigError: class names or templates are missing or malformed.
     """
 
-    def __init__(self, source: SourceConfig, shard: Path, where: str) -> None:
-        self.kind = source.caption
+    def __init__(self, source: SourceConfig, shard: str, where: str) -> None:
+        shares = source.caption_shares()
+        self.kinds = list(shares)
+        self.kind = max(self.kinds, key=lambda kind: shares[kind])
+        # Of 2^64 values of a word, the share of the kinds up to each one.
+        self._bounds = [int(2**64 * bound) for bound in accumulate(shares.values())][:-1]
         self.classnames: list[str] = []
         self.templates: list[str] = []
-        if self.kind == "cls":
+        if "cls" in self.kinds:
             self.classnames = self._read(source.classnames, shard, "classnames.txt", f"{where}.classnames")
             self.templates = self._read(
                 source.templates, shard, "zeroshot_classification_templates.txt", f"{where}.templates"
@@ -112,24 +120,29 @@ class Captioner:
                 if "{c}" not in template:
                     raise ConfigError(f"{where}.templates: {template!r} has no {{c}} for the class name")
             self.groups = [group_id(name) for name in self.classnames]
-        self.digest = group_id(repr((self.kind, self.classnames, self.templates)))
+        self.digest = group_id(repr((self.kinds, self._bounds, self.classnames, self.templates)))
 
     @staticmethod
-    def _read(path: str | None, shard: Path, name: str, where: str) -> list[str]:
+    def _read(path: str | None, shard: str, name: str, where: str) -> list[str]:
         place = path or find_beside(shard, name)
         if place is None:
             raise ConfigError(
-                f"{where}: caption 'cls' needs it, and there is no {name} in {shard.parent} or one folder up"
+                f"{where}: caption 'cls' needs it, and there is no {name} beside {shard} or one folder up"
             )
         return read_lines(place, where)
 
     def draw(self, index: ShardIndex, sample: int, bits: NDArray[np.uint64]) -> Caption:
-        """The caption that a 64-bit word (shape (1,)) picks for a sample."""
-        if self.kind == "cls":
+        """The caption that two 64-bit words pick for a sample: the first among captions, the second among kinds.
+
+        Raises:
+            DataError: the sample has no caption of the kind that was drawn.
+        """
+        kind = self.kinds[bisect_right(self._bounds, int(bits[1]))]
+        if kind == "cls":
             label = class_label(index, sample, len(self.classnames))
-            choice = int(below(bits, len(self.templates))[0])
+            choice = int(below(bits[:1], len(self.templates))[0])
             text = self.templates[choice].replace("{c}", self.classnames[label])
             return Caption(text, choice, self.groups[label])
-        lines = text_lines(index, sample, self.kind)
-        choice = int(below(bits, len(lines))[0])
+        lines = text_lines(index, sample, kind)
+        choice = int(below(bits[:1], len(lines))[0])
         return Caption(lines[choice], choice, group_id(lines[choice]))

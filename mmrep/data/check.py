@@ -1,64 +1,182 @@
-"""`mmrep data check`: every sample of the shards read once, every problem named."""
+"""`mmrep data check`: what is wrong with shards, every problem named, before a run meets it."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmrep.data.captions import class_label, text_lines
-from mmrep.data.decode import read_image
-from mmrep.data.shards import DataError, ShardIndex, build_index
+from mmrep.data.decode import MAX_PIXELS, decode_image, image_header, image_notes
+from mmrep.data.img2dataset import Accounting
+from mmrep.data.parallel import over
+from mmrep.data.shards import ShardIndex, build_index, image_extension, load_index, read_member, sidecar
+from mmrep.data.tar import DataError
+
+_SHOWN_NOTES = 10
+
+
+class Check(NamedTuple):
+    """What is looked at.
+
+    Attributes:
+        deep: decode every image, and compare every byte with the CRCs of an index file beside the shard; otherwise
+            structure, texts, labels, and the images' headers are read.
+        captions: kinds of caption that every sample has to have; none: those that most samples of a shard have.
+        classes: labels have to be below this number.
+        max_pixels: limit of an image.
+    """
+
+    deep: bool = False
+    captions: tuple[str, ...] = ()
+    classes: int = sys.maxsize
+    max_pixels: int = MAX_PIXELS
+
+
+class ShardReport(NamedTuple):
+    """What was found in one shard.
+
+    Attributes:
+        path: the shard.
+        samples: samples that it holds; 0 where it can't be indexed.
+        problems: lines that name shard, sample, member and reason: what a run would stop at.
+        notes: the same for what is unusual, but read.
+        bad: samples with a problem.
+    """
+
+    path: Path
+    samples: int
+    problems: list[str]
+    notes: list[str]
+    bad: int
 
 
 class Report(NamedTuple):
     """What was found.
 
     Attributes:
-        shards: shards read.
-        samples: samples read in those that could be indexed.
-        problems: a line each.
+        shards: of each shard.
+        downloads: img2dataset's account of them, where it left one.
     """
 
-    shards: int
-    samples: int
-    problems: list[str]
+    shards: list[ShardReport]
+    downloads: str | None
+
+    @property
+    def problems(self) -> list[str]:
+        """Of all shards."""
+        return [problem for shard in self.shards for problem in shard.problems]
+
+    @property
+    def notes(self) -> list[str]:
+        """Of all shards."""
+        return [note for shard in self.shards for note in shard.notes]
+
+    @property
+    def samples(self) -> int:
+        """Samples read."""
+        return sum(shard.samples for shard in self.shards)
 
     def text(self) -> str:
         """As lines for the terminal."""
-        return "\n".join(
-            [*self.problems, f"{self.shards} shards, {self.samples} samples, {len(self.problems)} problems"]
-        )
+        notes = self.notes
+        shown = [f"note: {note}" for note in notes[:_SHOWN_NOTES]]
+        if len(notes) > _SHOWN_NOTES:
+            shown.append(f"… and {len(notes) - _SHOWN_NOTES} more notes (--output writes all of them)")
+        if self.downloads:
+            shown.append(self.downloads)
+        bad = sum(shard.bad for shard in self.shards)
+        share = f", {bad} bad samples ({bad / self.samples:.2%})" if bad else ""
+        counts = f"{len(self.shards)} shards, {self.samples} samples, {len(self.problems)} problems{share}"
+        return "\n".join([*self.problems, *shown, counts])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "schema": 1,
+            "shards": [shard._asdict() | {"path": str(shard.path)} for shard in self.shards],
+            "samples": self.samples,
+            "problems": len(self.problems),
+            "downloads": self.downloads,
+        }
 
 
-def check_shards(paths: list[Path]) -> Report:
-    """Indexes every shard anew and reads every image, text and label."""
-    problems: list[str] = []
-    samples = 0
-    for path in paths:
+def check_shards(
+    paths: list[Path], check: Check | None = None, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Indexes every shard anew and reads its samples.
+
+    Args:
+        paths: local shards.
+        check: what is looked at.
+        workers: processes.
+        progress: called with (shards done, shards).
+    """
+    check = check or Check()
+    shards: list[ShardReport] = []
+    account = Accounting()
+    for report in over(paths, _Checker(check), workers, progress):
         try:
+            account.add(report.path, report.samples)
+        except DataError as error:
+            report = report._replace(problems=[*report.problems, str(error)])
+        shards.append(report)
+    return Report(shards, account.text())
+
+
+class _Checker:
+    """Checks one shard; an object, so that another process can be given it."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __call__(self, path: Path) -> ShardReport:
+        try:
+            # The layout is that of the tar as it is now; the CRCs are those taken when it was indexed.
             index = build_index(path)
+            if self.check.deep and sidecar(path).is_file():
+                index = load_index(path)
         except DataError as error:
-            problems.append(str(error))
-            continue
+            return ShardReport(path, 0, [str(error)], [], 0)
         except OSError as error:
-            problems.append(f"{path}: {error.strerror}")
-            continue
-        samples += len(index)
+            return ShardReport(path, 0, [f"{path}: {error.strerror}"], [], 0)
+        wanted = self.check.captions or tuple(
+            extension
+            for extension in ("txt", "cls")
+            if extension in index.members and (index.members[extension][:, 0] >= 0).mean() >= 0.5
+        )
+        problems: list[str] = []
+        notes: list[str] = []
+        bad = 0
         for row in range(len(index)):
-            problems += _sample_problems(index, row)
-    return Report(len(paths), samples, problems)
+            found = self._sample(index, row, wanted, notes)
+            problems += found
+            bad += bool(found)
+        return ShardReport(path, len(index), problems, notes, bad)
 
+    def _sample(self, index: ShardIndex, row: int, wanted: tuple[str, ...], notes: list[str]) -> list[str]:
+        readers: list[Callable[[], object]] = [lambda: self._image(index, row, notes)]
+        for kind in wanted:
+            if kind == "cls":
+                readers.append(lambda: class_label(index, row, self.check.classes))
+            else:
+                readers.append(lambda kind=kind: text_lines(index, row, kind))  # type: ignore[misc]
+        problems = []
+        for read in readers:
+            try:
+                read()
+            except DataError as error:
+                problems.append(str(error))
+        return problems
 
-def _sample_problems(index: ShardIndex, row: int) -> list[str]:
-    readers: list[Callable[[], object]] = [lambda: read_image(index, row)]
-    if "txt" in index.members:
-        readers.append(lambda: text_lines(index, row, "txt"))
-    if "cls" in index.members:
-        readers.append(lambda: class_label(index, row, sys.maxsize))  # how many classes there are, no shard says
-    problems = []
-    for read in readers:
+    def _image(self, index: ShardIndex, row: int, notes: list[str]) -> None:
+        extension = image_extension(index, row)
+        data = read_member(index, row, extension)
+        where = f"{index.sample(row)}, member {extension!r}"
         try:
-            read()
-        except DataError as error:
-            problems.append(str(error))
-    return problems
+            if self.check.deep:
+                decode_image(data, self.check.max_pixels)
+                notes += [f"{where}: {note}" for note in image_notes(data, self.check.max_pixels)]
+            else:
+                image_header(data, self.check.max_pixels)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error

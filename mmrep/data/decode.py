@@ -3,6 +3,9 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,35 +14,153 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mmrep.data.jpeg import decode_jpeg, jpeg_complaint, jpeg_header
 from mmrep.data.shards import DataError, ShardIndex, image_extension, read_member
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """By content, whatever the extension says; Pillow knows more, and starts Ghostscript for one of them."""
-_DECODER_ERRORS = (OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
+"""EXIF and TIFF tags."""
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of an image file, laid out channels last.
+class ImageHeader(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+        height: in pixels, as stored: an EXIF orientation changes nothing.
+        width: in pixels.
+        format: one of FORMATS, or MPO (a JPEG with further pictures behind it).
+        mode: Pillow's mode (RGB, P, I;16, …); of a JPEG, its colours (YCbCr, Gray, RGB, CMYK, YCCK).
+    """
+
+    height: int
+    width: int
+    format: str
+    mode: str
+
+
+def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """The header of an image file; no pixels are decoded.
 
     Raises:
-        ValueError: not an image, truncated, or more than `max_pixels` pixels.
+        ValueError: empty, not an image, or more than `max_pixels` pixels.
     """
+    header = jpeg_header(data)
+    if header:
+        _check_pixels(header.width, header.height, max_pixels)
+        return ImageHeader(header.height, header.width, "JPEG", header.colours)
+    with _opened(data, max_pixels) as image:
+        return ImageHeader(image.height, image.width, image.format or "", image.mode)
+
+
+def decode_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None
+) -> UInt8[Tensor, "3 height width"]:
+    """RGB pixels of an image file as they are stored (no EXIF rotation), laid out channels last.
+
+    Of several frames the first; alpha is dropped; 16 bits are scaled to 8.
+
+    Args:
+        data: the file.
+        max_pixels: more than these are refused, by the header, before memory is taken for them.
+        at_least: rows and columns that the result must not fall below: a JPEG is then decoded at the smallest of 1/8,
+            1/4, 1/2 of its size that suffices (DCT scaling; pixels differ from those of a resized full-size image).
+
+    Raises:
+        ValueError: empty, not an image, truncated or damaged, or more than `max_pixels` pixels.
+    """
+    header = jpeg_header(data)
+    if header:
+        _check_pixels(header.width, header.height, max_pixels)
+        try:
+            pixels = decode_jpeg(data, header, at_least)
+        except ValueError as error:
+            raise ValueError(f"can't decode image: truncated or damaged: {error}") from error
+        if pixels is not None:
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+    if data.startswith(_PNG_START):
+        _check_png(data)
+    with _opened(data, max_pixels) as image:
+        return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An image opened by Pillow; what Pillow raises here or in the block becomes a ValueError of one line."""
+    if not data:
+        raise ValueError("empty: 0 bytes")
     try:
+        declared = _declared_size(data)
+        if declared:
+            _check_pixels(*declared, max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"{width} × {height} pixels, more than data.max_pixels {max_pixels}")
-            pixels = _rgb(image)
+            _check_pixels(*image.size, max_pixels)
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"not an image ({', '.join(FORMATS)})") from error
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise ValueError(f"can't decode image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    except _DECODER_ERRORS as error:
+        raise ValueError(f"can't decode image: {' '.join(str(error).split())}") from error
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(f"{width} × {height} pixels, more than data.max_pixels {max_pixels}")
+
+
+def _declared_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the headers of JPEG, PNG, GIF and WebP files.
+
+    For Pillow warns of large images before we can refuse them, and takes memory for a WebP's canvas as it opens it.
+    """
+    header = jpeg_header(data)
+    if header:
+        return header.width, header.height
+    if data.startswith(_PNG_START):
+        return struct.unpack_from(">II", data, 16)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return struct.unpack_from("<HH", data, 6)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        kind = data[12:16]
+        if kind == b"VP8X":
+            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        if kind == b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _check_png(data: bytes) -> None:
+    """Raises ValueError unless all chunks up to IEND are there and the checksums of the critical ones hold.
+
+    Pillow looks at neither once it has all rows.
+    """
+    view, place, kind = memoryview(data), len(_PNG_START), b""
+    while kind != b"IEND":
+        if place + 12 > len(data):
+            raise ValueError("can't decode image: truncated: the PNG's last chunk, IEND, is missing")
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        kind = bytes(view[place + 4 : place + 8])
+        name = kind.decode("ascii", "replace")
+        if end + 4 > len(data):
+            raise ValueError(f"can't decode image: truncated within the PNG's chunk {name!r}")
+        critical = not kind[0] & 0x20
+        if critical and zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"can't decode image: damaged: wrong checksum of the PNG's chunk {name!r}")
+        place = end + 4
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("float pixels, which have no range that all agree on; store 8 or 16 bits")
     if image.mode.startswith("I"):
         # 16-bit grey, which Pillow would clip at 255 instead of scaling it.
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
@@ -47,6 +168,44 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; without this step Pillow warns of every such file
     return np.array(image.convert("RGB"))
+
+
+def image_notes(data: bytes, max_pixels: int = MAX_PIXELS) -> list[str]:
+    """What is unusual about an image that `decode_image` reads, and what became of it.
+
+    Raises:
+        ValueError: not an image, or more than `max_pixels` pixels.
+    """
+    notes = []
+    header = jpeg_header(data)
+    with _opened(data, max_pixels) as image:
+        if image.mode == "CMYK":
+            notes.append("CMYK, converted to RGB without a colour profile")
+        if _bits(image, data) == 16:
+            notes.append("16-bit, scaled to 8")
+        if image.mode == "P" and "transparency" in image.info:
+            notes.append("palette with transparency, which is dropped")
+        elif image.has_transparency_data:
+            notes.append("transparency, which is dropped")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            kind = "animated" if image.format in ("GIF", "PNG", "WEBP") else "several pictures"
+            notes.append(f"{kind} ({frames} frames, first used)")
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation != 1:
+            notes.append(f"EXIF orientation {orientation}, not applied")
+    complaint = header and jpeg_complaint(data, header)
+    if complaint:
+        notes.append(f"libjpeg says: {complaint}")
+    return notes
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits a channel, as stored."""
+    if image.format == "PNG":
+        return data[24]
+    tags = getattr(image, "tag_v2", None)
+    return max(tags.get(_BITS_PER_SAMPLE, (8,))) if image.format == "TIFF" and tags else 8
 
 
 def read_image(index: ShardIndex, sample: int, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:

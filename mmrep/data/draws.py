@@ -24,6 +24,8 @@ class Purpose(IntEnum):
     FLIP = 5
     PATCHES = 6
     SCENE = 7
+    SHARDS = 8
+    REPLACEMENT = 9
 
 
 def random_bits(
@@ -62,7 +64,18 @@ def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
     return (high * np.asarray(bound, dtype=np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
-def permutation(seed: int, size: int, epoch: int) -> NDArray[np.int64]:
-    """The order of one epoch: positions sorted by a random 64-bit key of each (ties, at 2^-64 a pair, by position)."""
-    keys = random_bits(seed, Purpose.ORDER, 0, -(-size // _BLOCK), _BLOCK, stream=epoch).ravel()[:size]
-    return np.argsort(keys, kind="stable")
+def permutation(
+    seed: int, size: int, stream: int, begin: int = 0, purpose: Purpose = Purpose.ORDER
+) -> NDArray[np.int64]:
+    """The numbers 0, …, size - 1 sorted by a random 64-bit key of each (ties, at 2^-64 a pair, by number).
+
+    Args:
+        seed: the run's seed.
+        size: how many.
+        stream: a second number: epoch and source.
+        begin: the keys are those of the indices begin, …, begin + size - 1 of the stream.
+        purpose: what the draws are for.
+    """
+    first, skipped = divmod(begin, _BLOCK)
+    keys = random_bits(seed, purpose, first, -(-(skipped + size) // _BLOCK), _BLOCK, stream)
+    return np.argsort(keys.ravel()[skipped : skipped + size], kind="stable")

@@ -3,23 +3,39 @@
 import hashlib
 import os
 import signal
+import time
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmrep.batch import Batch, Tokenizer
+from mmrep.config.checks import MmrepError
 from mmrep.config.data import DataConfig
-from mmrep.data.decode import read_image
-from mmrep.data.draws import Purpose, random_bits, uniforms
+from mmrep.data.decoded import DecodedImages
+from mmrep.data.draws import Purpose, uniforms
 from mmrep.data.order import ORDER_VERSION, Order
-from mmrep.data.shards import DataError
-from mmrep.data.sources import Sample, Sources
-from mmrep.data.transforms import CROP_DRAWS, crop_resize, kept_patches, random_crop_box, resize_center
+from mmrep.data.pairs import Bad, Draws, Pairs, Seconds
+from mmrep.data.sources import Sources
+from mmrep.data.transforms import kept_patches
+
+
+class Stage(NamedTuple):
+    """Steps that share an image size.
+
+    Attributes:
+        first: first step.
+        size: rows and columns of the images.
+        patches: patches of the grid, and how many of them are kept (equal without patch dropout).
+    """
+
+    first: int
+    size: tuple[int, int]
+    patches: tuple[int, int]
 
 
 class Plan(NamedTuple):
@@ -29,35 +45,48 @@ class Plan(NamedTuple):
         seed: of order and draws.
         global_batch: pairs of a step over all processes.
         steps: steps of the run.
-        size: rows and columns of the images.
-        patches: patches of the grid, and how many of them are kept (equal without patch dropout).
+        stages: image sizes, by step; the first begins at step 0.
     """
 
     seed: int
     global_batch: int
     steps: int
-    size: tuple[int, int]
-    patches: tuple[int, int]
+    stages: tuple[Stage, ...]
+
+    def stage(self, step: int) -> Stage:
+        """The stage of a step."""
+        return max((stage for stage in self.stages if stage.first <= step), key=lambda stage: stage.first)
 
 
 class Loaded(NamedTuple):
-    """A batch, and a checksum of what is in it.
+    """A batch, and what came with it.
 
     Attributes:
         batch: the pairs.
         checksum: the sum over pairs, modulo 2^64, of a hash of (slot, id, tokens, pixels): sums over the processes
             of a step do not depend on how many there are.
+        bad: samples that could not be used, and were replaced.
+        seconds: what loading took, by part.
     """
 
     batch: Batch
     checksum: Tensor
+    bad: list[Bad]
+    seconds: Seconds
 
 
-class Steps(Dataset[Loaded | DataError]):
+class Steps(Dataset[Loaded | MmrepError]):
     """One process's batch of every step; an item's index is the step."""
 
     def __init__(
-        self, sources: Sources, config: DataConfig, tokenizer: Tokenizer, plan: Plan, rank: int, processes: int
+        self,
+        sources: Sources,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        rank: int,
+        processes: int,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self.sources = sources
         self.config = config
@@ -65,16 +94,17 @@ class Steps(Dataset[Loaded | DataError]):
         self.plan = plan
         self.local = plan.global_batch // processes
         self.offset = rank * self.local
-        self.order = Order([len(numbers) for numbers in sources.train], sources.weights, plan.seed)
+        self.order = Order(sources.groups, sources.weights, plan.seed, config.shuffle_block)
+        self.pairs = Pairs(sources, self.order, config, decoded)
 
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __getitem__(self, step: int) -> Loaded | DataError:
+    def __getitem__(self, step: int) -> Loaded | MmrepError:
         # An exception would reach the trainer as a worker's traceback; as a value it arrives whole.
         try:
             return self.load(step)
-        except DataError as error:
+        except MmrepError as error:
             return error
 
     def load(self, step: int) -> Loaded:
@@ -83,42 +113,34 @@ class Steps(Dataset[Loaded | DataError]):
         Raises:
             DataError: a sample that can't be read.
         """
-        seed, start = self.plan.seed, step * self.plan.global_batch + self.offset
-        source, position = self.order.slots(start, self.local)
-        numbers = [int(self.sources.train[s][p]) for s, p in zip(source, position, strict=True)]
-        samples = [self.sources.sample(number) for number in numbers]
-        picks = random_bits(seed, Purpose.CAPTION, start, self.local)
-        captions = [s.captioner.draw(s.shard, s.row, pick) for s, pick in zip(samples, picks, strict=True)]
+        start, stage = step * self.plan.global_batch + self.offset, self.plan.stage(step)
+        group, position = (part.tolist() for part in self.order.slots(start, self.local))
+        draws = Draws.of(self.plan.seed, start, self.local, self.config.flip)
+        images = torch.empty((self.local, 3, *stage.size), dtype=torch.uint8)
+        if get_worker_info():
+            images = images.share_memory_()  # where the trainer will read it; else it would be copied there later
+        pairs = []
+        for i in range(self.local):
+            pair = self.pairs.load(start + i, group[i], position[i], draws, i, stage.size)
+            images[i] = pair.image
+            pairs.append(pair)
+        begin = time.perf_counter()
+        captions = [pair.caption for pair in pairs]
         tokens, lengths = self.tokenizer.batch([caption.text for caption in captions])
+        seconds = Seconds(text=time.perf_counter() - begin)
         batch = Batch(
-            images=self._images(samples, start),
+            images=images,
             tokens=tokens,
             lengths=lengths,
-            ids=torch.tensor(numbers),
+            ids=torch.tensor([pair.number for pair in pairs]),
             groups=torch.tensor([caption.group for caption in captions]),
             captions=torch.tensor([caption.choice for caption in captions]),
-            kept=self._kept(start),
+            kept=self._kept(start, *stage.patches),
         )
-        return Loaded(batch, checksum(batch, start))
+        bad = [each for pair in pairs for each in pair.bad]
+        return Loaded(batch, checksum(batch, start), bad, sum((pair.seconds for pair in pairs), seconds))
 
-    def _images(self, samples: list[Sample], start: int) -> Tensor:
-        seed, count = self.plan.seed, len(samples)
-        crops = uniforms(seed, Purpose.CROP, start, count, CROP_DRAWS)
-        flips = uniforms(seed, Purpose.FLIP, start, count)[:, 0] < self.config.flip
-        images = torch.empty((count, 3, *self.plan.size), dtype=torch.uint8)
-        for i, sample in enumerate(samples):
-            image = read_image(sample.shard, sample.row, self.config.max_pixels)
-            if self.config.crop == "resize":
-                image = resize_center(image, self.plan.size)
-                images[i] = image.flip(2) if flips[i] else image
-            else:
-                height, width = image.shape[1:]
-                box = random_crop_box(height, width, self.config.min_scale, crops[i])
-                images[i] = crop_resize(image, box, self.plan.size, bool(flips[i]))
-        return images
-
-    def _kept(self, start: int) -> Tensor | None:
-        patches, keep = self.plan.patches
+    def _kept(self, start: int, patches: int, keep: int) -> Tensor | None:
         if keep == patches:
             return None
         return kept_patches(uniforms(self.plan.seed, Purpose.PATCHES, start, self.local, patches), keep)
@@ -149,44 +171,72 @@ def default_workers(processes_here: int) -> int:
     return 0 if share < 4 else min(share - 1, 8)
 
 
-def batches(steps: Steps, first: int, workers: int, prefetch: int = 2, pin_memory: bool = False) -> Iterator[Loaded]:
+def batches(
+    steps: Steps,
+    first: int,
+    workers: int,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[Loaded]:
     """The batches of steps first, first + 1, …, in order.
+
+    Args:
+        steps: the batches.
+        first: the step to begin with.
+        workers: loader processes.
+        prefetch: batches that each of them prepares ahead.
+        pin_memory: whether the batches lie in pinned memory.
+        advance: called with the step whose batch is waited for next, after the loader processes have been started.
 
     Raises:
         DataError: a sample that can't be read.
     """
-    loader: DataLoader[Loaded | DataError] = DataLoader(
+    loader: DataLoader[Loaded | MmrepError] = DataLoader(
         steps,
         batch_size=None,
         sampler=range(first, steps.plan.steps),
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_start_worker,
     )
-    for item in loader:
-        if isinstance(item, DataError):
-            raise item
-        yield item
+    items: Any = iter(loader)
+    try:
+        for step in range(first, steps.plan.steps):
+            if advance:
+                advance(step)
+            item = next(items)
+            if isinstance(item, MmrepError):
+                raise item
+            yield item
+    finally:
+        # A traceback may keep the iterator alive until the program ends, which then waits forever for workers that
+        # ignore its SIGTERM.
+        if workers:
+            items._shutdown_workers()
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer ends after its step."""
+def _start_worker(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer ends after its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def data_state(steps: Steps) -> dict[str, object]:
     """What has to be the same for a resumed run to continue with the same batches."""
-    config, plan = steps.config, steps.plan
-    transform = [config.crop, config.min_scale, config.flip, list(plan.size), list(plan.patches)]
+    config, plan, sources = steps.config, steps.plan, steps.sources
+    transform = [config.crop, config.min_scale, config.flip, config.dct_scaling]
     return {
         "order_version": ORDER_VERSION,
         "seed": plan.seed,
         "global_batch": plan.global_batch,
-        "weights": steps.sources.weights,
-        "shards": steps.sources.digest(),
-        "captions": steps.sources.captions,
-        "transform": transform,
+        "shuffle_block": config.shuffle_block,
+        "weights": sources.weights,
+        "captions": sources.captions,
+        "shards": len(sources.catalog),
+        "samples": len(sources),
+        "sources": sources.digest(),
+        "transform": [*transform, *([stage.first, *stage.size, *stage.patches] for stage in plan.stages)],
         "tokenizer": steps.tokenizer.digest(),
     }

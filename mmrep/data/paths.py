@@ -1,5 +1,6 @@
 """From what the user wrote to shard files that exist; the standard library and braceexpand only."""
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -7,38 +8,54 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
+from mmrep.data.remote import expand_remote, is_remote, read_remote
 
-REMOTE = ("http://", "https://", "s3://", "gs://", "hf://")
+_COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 
 
-def expand_shards(shards: str | list[str], where: str = "shards") -> list[Path]:
+def expand_shards(shards: str | list[str], where: str = "shards") -> list[Path | str]:
     """The tar files that a path with braces, a glob, a folder, or a list of these stands for, each in its order.
 
+    Returns:
+        Paths of local files, addresses of remote ones.
+
     Raises:
-        ConfigError: nothing matches, a file is missing, a remote or `pipe:` address, a compressed shard.
+        ConfigError: nothing matches, a file is missing, a `pipe:` address, a compressed shard.
     """
-    found: list[Path] = []
+    found: list[Path | str] = []
     for pattern in [shards] if isinstance(shards, str) else shards:
         require(not pattern.startswith("pipe:"), f"{where}: {pattern!r}: pipe: runs a shell and is not supported")
-        require(not pattern.startswith(REMOTE), f"{where}: {pattern!r}: remote shards are not supported yet; copy them")
-        found += _expand(resolve_place(pattern), where)
+        found += expand_remote(pattern) if is_remote(pattern) else _expand(resolve_place(pattern), where)
+        require(bool(found), f"{where}: nothing matches {pattern!r}")
     seen = set()
     for path in found:
         require(path not in seen, f"{where}: {path} is listed twice; give a source a weight to draw from it more often")
         seen.add(path)
-        compressed = path.suffix in (".gz", ".tgz", ".zst", ".bz2", ".xz")
+        compressed = str(path).endswith(_COMPRESSED)
         require(not compressed, f"{where}: {path} is compressed and can't be read by offset; unpack it to a .tar")
     return found
 
 
+def local_shards(shards: str | list[str], where: str = "shards") -> list[Path]:
+    """The same for commands that work on local files only.
+
+    Raises:
+        ConfigError: see `expand_shards`; a remote address.
+    """
+    found = expand_shards(shards, where)
+    for path in found:
+        require(isinstance(path, Path), f"{where}: {path}: expected local files")
+    return [path for path in found if isinstance(path, Path)]
+
+
 def _expand(pattern: str, where: str) -> list[Path]:
     try:
-        names = list(braceexpand(pattern))
+        names = list(braceexpand(str(Path(pattern).expanduser()) if pattern.startswith("~") else pattern))
     except UnbalancedBracesError as error:
         raise ConfigError(f"{where}: {pattern!r}: unbalanced braces") from error
     paths = []
     for name in names:
-        matches = [name] if Path(name).exists() else sorted(glob(name))  # noqa: PTH207  # Path.glob takes no absolute patterns
+        matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names
         for match in map(Path, matches):
             tars = sorted(match.glob("*.tar")) if match.is_dir() else [match]
             require(bool(tars), f"{where}: no .tar file in folder {match}")
@@ -49,22 +66,24 @@ def _expand(pattern: str, where: str) -> list[Path]:
     return paths
 
 
-def find_beside(shard: Path, name: str) -> Path | None:
-    """A file beside a shard, or one folder up."""
-    for folder in (shard.parent, shard.parent.parent):
-        if (folder / name).is_file():
-            return folder / name
+def find_beside(shard: str, name: str) -> str | None:
+    """A file beside a shard, local or remote, or one folder up."""
+    folder = shard.rpartition("/")[0] or "."
+    for place in (f"{folder}/{name}", f"{folder.rpartition('/')[0] or '..'}/{name}"):
+        if read_remote(place, missing_ok=True) is not None if is_remote(place) else Path(place).is_file():
+            return place
     return None
 
 
 def read_lines(path: str | Path, where: str) -> list[str]:
-    """The lines of a text file; blank ones at its end don't count.
+    """The lines of a text file, local or remote; blank ones at its end don't count.
 
     Raises:
         ConfigError: the file is missing, empty, or not UTF-8; a line is blank, which would shift the rest.
     """
     try:
-        text = Path(resolve_place(str(path))).read_text(encoding="utf-8-sig")
+        place = resolve_place(str(path))
+        text = (read_remote(place) if is_remote(place) else Path(place).expanduser().read_bytes()).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -1,29 +1,89 @@
-"""WebDataset tar shards: indexed once, read by offset."""
+"""WebDataset shards: indexed once, read by offset."""
 
 import hashlib
+import io
 import os
-import tarfile
+import time
 import uuid
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.config.checks import ConfigError
 from mmrep.data.cache import cache_root
+from mmrep.data.tar import DataError, walk_tar
+
+if TYPE_CHECKING:
+    from mmrep.data.remote import HeldFile, ShardCache
 
 INDEX_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_BLOCK = 512
+SIDECAR = ".index.npz"
+_OPEN_FILES = 128
+_ARRAY_ERRORS = (
+    OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
-class DataError(MmrepError):
-    """Bad data: one line that names shard, sample, member and reason."""
+class Stopwatch:
+    """Time that this process has spent on something."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time within."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+DOWNLOADS = Stopwatch()
+"""Waiting for remote shards."""
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard behind an fsspec address, read through a bounded local cache.
+
+    Attributes:
+        address: protocol and path.
+        cache: where local copies lie.
+        size: in bytes; None where it is not known beforehand.
+        checksum: `md5:HEX` or the like; None where it is not known.
+    """
+
+    address: str
+    cache: "ShardCache" = field(compare=False, repr=False)
+    size: int | None = None
+    checksum: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.address.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return self.address
+
+    def open(self) -> "HeldFile":
+        """A local copy, kept until it is closed."""
+        with DOWNLOADS.running():
+            return self.cache.open(self.address, self.size, self.checksum)
+
+
+Shard = Path | RemoteShard
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,105 +91,48 @@ class ShardIndex:
     """Where the members of a shard lie.
 
     Attributes:
-        path: the tar file.
+        path: the tar file, or its address.
         keys: (samples,) keys, UTF-8.
         members: for each extension, (samples, 2) offsets and sizes in bytes; -1 where a sample has no such member.
         digest: of keys, extensions, offsets and sizes; not of path or time.
-        stamp: size in bytes and time of change (ns) of the file when it was indexed.
+        stamp: size in bytes and time of change (ns; 0 for remote shards) of the file when it was indexed.
+        crcs: for each extension, (samples,) CRC-32 of the bytes, where `mmrep data index` has taken them; else empty.
     """
 
-    path: Path
+    path: Shard
     keys: NDArray
     members: dict[str, NDArray[np.int64]]
     digest: str
     stamp: tuple[int, int]
+    crcs: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the arrays take."""
+        arrays = [self.keys, *self.members.values(), *self.crcs.values()]
+        return sum(array.nbytes for array in arrays)
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member: the name up to the first dot after the last slash, and what follows that dot."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    def sample(self, row: int) -> str:
+        """What messages call a sample."""
+        return f"{self.path}: sample {self.keys[row].decode()!r}"
 
 
 def build_index(path: Path) -> ShardIndex:
-    """Walks a tar file once.
-
-    Raises:
-        DataError: not a tar, truncated, a damaged header, a link, a name without key or extension, a key whose
-            members are not together, no samples.
-    """
-    keys: list[str] = []
-    rows: list[dict[str, tuple[int, int]]] = []
-    stamp = _stamp(path)
-    size, end, last = stamp[0], 0, "the beginning"
-    try:
-        with tarfile.open(path, "r:", encoding="utf-8") as tar:
-            for member in tar:
-                if member.issym() or member.islnk() or member.issparse():
-                    kind = "sparse" if member.issparse() else "a link"
-                    raise DataError(f"{path}: member {member.name!r} is {kind}; store whole files")
-                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
-                last = f"member {member.name!r}"
-                if member.offset_data + member.size > size:
-                    raise DataError(f"{path}: truncated within {last}")
-                if not member.isreg() or _is_metadata(member.name):
-                    continue
-                key, extension = split_name(member.name)
-                if not extension or not key.rpartition("/")[2]:
-                    raise DataError(f"{path}: member {member.name!r} belongs to no sample: expected KEY.EXTENSION")
-                if not keys or keys[-1] != key:
-                    keys.append(key)
-                    rows.append({})
-                if extension in rows[-1]:
-                    raise DataError(f"{path}: key {key!r} has two members {extension!r}")
-                rows[-1][extension] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        with path.open("rb") as file:
-            packed = "; it is gzip-compressed, unpack it first" if file.read(2) == b"\x1f\x8b" else ""
-        raise DataError(f"{path}: not a readable tar file after {last}: {error}{packed}") from error
-    _check_end(path, end, last)
-    if not keys:
-        raise DataError(f"{path}: no samples")
-    if len(set(keys)) != len(keys):
-        twice = Counter(keys).most_common(1)[0][0]
-        raise DataError(f"{path}: the members of key {twice!r} are not together (a duplicate key, or a wrong order)")
-    members = {extension: np.full((len(keys), 2), -1, dtype=np.int64) for extension in sorted(set().union(*rows))}
-    for i, row in enumerate(rows):
-        for extension, place in row.items():
-            members[extension][i] = place
-    try:
-        names = np.array([key.encode() for key in keys])
-    except UnicodeEncodeError as error:
-        raise DataError(f"{path}: key {error.object!r} is not UTF-8") from error
-    return ShardIndex(path, names, members, _digest(names, members), stamp)
+    """Walks a local tar file once; see `walk_tar` for what it refuses."""
+    return _index(path, path, _stamp(path))
 
 
-def _is_metadata(name: str) -> bool:
-    """Whether a member is one of those that webdataset sets apart from samples, as in `__index__`."""
-    return name.startswith("__") and name.endswith("__") and "/" not in name
+def _index(file: Path, shard: Shard, stamp: tuple[int, int]) -> ShardIndex:
+    keys, members = walk_tar(file, shard)
+    return ShardIndex(shard, keys, members, _digest(keys, members), stamp)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def _check_end(path: Path, end: int, last: str) -> None:
-    """tarfile stops silently at a damaged header: after the last member nothing but zeros may follow, a block at
-    least."""
-    with path.open("rb") as file:
-        file.seek(end)
-        tail = file.read(_BLOCK)
-        if len(tail) < _BLOCK:
-            raise DataError(f"{path}: truncated after {last}: the end-of-archive marker is missing")
-        while tail:
-            if tail.count(0) != len(tail):
-                raise DataError(f"{path}: damaged header after {last} (byte {end}): later members can't be found")
-            tail = file.read(1 << 20)
 
 
 def _digest(keys: NDArray, members: dict[str, NDArray[np.int64]]) -> str:
@@ -140,45 +143,108 @@ def _digest(keys: NDArray, members: dict[str, NDArray[np.int64]]) -> str:
     return state.hexdigest()
 
 
+def with_crcs(index: ShardIndex) -> ShardIndex:
+    """The index with a CRC-32 of every member, by which later damage of their bytes is noticed."""
+    crcs = {}
+    for extension, places in index.members.items():
+        crcs[extension] = np.zeros(len(index), dtype=np.uint32)
+        for row in np.flatnonzero(places[:, 0] >= 0).tolist():
+            crcs[extension][row] = zlib.crc32(read_member(index, row, extension))
+    return replace(index, crcs=crcs)
+
+
+def write_sidecar(path: Path) -> int:
+    """Indexes a shard anew, with CRCs, into the file beside it; returns its samples."""
+    index = with_crcs(build_index(path))
+    write_index(index, sidecar(path))
+    return len(index)
+
+
 def sidecar(path: Path) -> Path:
     """The index file beside a shard, as `mmrep data index` writes it."""
-    return path.with_name(path.name + ".index.npz")
+    return path.with_name(path.name + SIDECAR)
 
 
-def cached_sidecar(path: Path) -> Path:
+def cached_sidecar(path: Shard) -> Path:
     """The index file in the cache, where nothing lies beside the shard."""
-    name = hashlib.blake2b(str(path.absolute()).encode(), digest_size=16).hexdigest()
-    return cache_root() / "index" / f"{name}.npz"
+    place = str(path.absolute()) if isinstance(path, Path) else path.address
+    return cache_root() / "index" / f"{hashlib.blake2b(place.encode(), digest_size=16).hexdigest()}.npz"
 
 
-def load_index(path: Path) -> ShardIndex:
+def load_index(path: Shard) -> ShardIndex:
     """The index of a shard: from the file beside it, from the cache, or built now and cached.
 
+    A file beside the shard that holds CRCs counts whatever the shard's time of change, which copying alters: every
+    read is checked against it.
+
     Raises:
-        DataError: see `build_index`; unreadable file.
+        DataError: see `build_index`; unreadable file; a shard that is not the one that the file beside it was made
+            for.
     """
     try:
-        for place in (sidecar(path), cached_sidecar(path)):
-            index = _read_index(path, place)
-            if index is not None:
-                return index
-        index = build_index(path)
+        index = _load_local(path) if isinstance(path, Path) else _load_remote(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    try:
-        write_index(index, cached_sidecar(path))
-    except OSError as error:
-        raise ConfigError(f"{cached_sidecar(path)}: {error.strerror}; MMREP_CACHE moves the cache") from error
     return index
 
 
+def _load_local(path: Path) -> ShardIndex:
+    stamp = _stamp(path)
+    for place in (sidecar(path), cached_sidecar(path)):
+        index = _read_index(path, place.read_bytes()) if place.is_file() else None
+        if index is None:
+            continue
+        if index.stamp == stamp:
+            return index
+        if index.crcs:
+            if index.stamp[0] != stamp[0]:
+                raise DataError(
+                    f"{path}: {stamp[0]} bytes, but its index {place.name} was made of {index.stamp[0]}: the shard is "
+                    "truncated or replaced; if that is meant, run `mmrep data index` again"
+                )
+            return replace(index, stamp=stamp)
+    index = build_index(path)
+    _cache_index(index)
+    return index
+
+
+def _load_remote(path: RemoteShard) -> ShardIndex:
+    from mmrep.data.remote import read_remote, remote_size
+
+    size = path.size if path.size is not None else remote_size(path.address)
+    place = cached_sidecar(path)
+    index = _read_index(path, place.read_bytes()) if place.is_file() else None
+    if index is not None and index.stamp[0] == size:
+        return index
+    beside = read_remote(path.address + SIDECAR, missing_ok=True)
+    index = None if beside is None else _read_index(path, beside)
+    if index is None or not index.crcs or index.stamp[0] != size:
+        with path.open() as held:
+            index = _index(held.path, path, (held.path.stat().st_size, 0))
+    _cache_index(index)
+    return index
+
+
+def _cache_index(index: ShardIndex) -> None:
+    try:
+        write_index(index, cached_sidecar(index.path))
+    except OSError as error:
+        raise ConfigError(f"{cached_sidecar(index.path)}: {error.strerror}; MMREP_CACHE moves the cache") from error
+
+
 def write_index(index: ShardIndex, place: Path) -> None:
-    """Writes an index file: into a temporary one, then renamed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Writes an index file."""
     arrays: dict[str, Any] = {f"member:{extension}": places for extension, places in index.members.items()}
+    arrays |= {f"crc:{extension}": crcs for extension, crcs in index.crcs.items()}
     arrays["keys"] = index.keys
     arrays["stamp"] = np.array([INDEX_VERSION, *index.stamp])
     arrays["digest"] = np.array(index.digest)
+    write_arrays(arrays, place)
+
+
+def write_arrays(arrays: dict[str, Any], place: Path) -> None:
+    """Writes an .npz file: into a temporary one, then renamed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile, whose files nobody else may read: shards and their indexes are shared.
     temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -189,23 +255,33 @@ def write_index(index: ShardIndex, place: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_index(path: Path, place: Path) -> ShardIndex | None:
-    """The index in an index file; None where there is none, or the shard has changed since."""
-    if not place.is_file():
-        return None
-    stamp = _stamp(path)
+def read_arrays(data: bytes) -> dict[str, NDArray] | None:
+    """The arrays of an .npz file; None where it is damaged."""
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if arrays["stamp"].tolist() != [INDEX_VERSION, *stamp]:
-                return None
-            members = {
-                name.removeprefix("member:"): arrays[name] for name in arrays.files if name.startswith("member:")
-            }
-            index = ShardIndex(path, arrays["keys"], members, str(arrays["digest"]), stamp)
-            intact = index.digest == _digest(index.keys, members)
-    except Exception:
-        return None  # a damaged index, which numpy and zipfile have many errors for, is built again
-    return index if intact else None
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except _ARRAY_ERRORS:
+        return None
+
+
+def _read_index(path: Shard, data: bytes) -> ShardIndex | None:
+    """The index in an index file; None where it is damaged or of another version."""
+    arrays = read_arrays(data)
+    try:
+        if arrays is None or arrays["stamp"][0] != INDEX_VERSION:
+            return None
+        parts: dict[str, dict[str, NDArray]] = {"member": {}, "crc": {}}
+        for name, array in arrays.items():
+            kind, _, extension = name.partition(":")
+            if extension:
+                parts[kind][extension] = array
+        size, changed = arrays["stamp"][1:].tolist()
+        keys, members = arrays["keys"], parts["member"]
+        index = ShardIndex(path, keys, members, str(arrays["digest"]), (size, changed), parts["crc"])
+    except (KeyError, ValueError, IndexError, TypeError):
+        return None
+    whole = index.digest == _digest(keys, members) and (not index.crcs or index.crcs.keys() == members.keys())
+    return index if whole else None
 
 
 class _OpenFile:
@@ -219,30 +295,38 @@ class _OpenFile:
             close(self.descriptor)
 
 
-@lru_cache(maxsize=64)
-def _open(path: Path, stamp: tuple[int, int]) -> _OpenFile:  # noqa: ARG001  # part of the cache's key
+@lru_cache(maxsize=_OPEN_FILES)
+def _open(path: Shard, stamp: tuple[int, int]) -> "_OpenFile | HeldFile":  # noqa: ARG001  # part of the cache's key
     """The file of a shard; `stamp` tells a shard from one that it has replaced."""
-    return _OpenFile(path)
+    return _OpenFile(path) if isinstance(path, Path) else path.open()
 
 
 def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
     """The bytes of one member.
 
     Raises:
-        DataError: the sample has no such member, or the shard ends before it.
+        DataError: the sample has no such member, the shard ends before it, or its bytes have another CRC than the
+            index.
     """
-    key = index.keys[sample].decode()
-    offset, size = index.members[extension][sample] if extension in index.members else (-1, -1)
+    offset, size = index.members[extension][sample].tolist() if extension in index.members else (-1, -1)
     if offset < 0:
-        here = [name for name, places in index.members.items() if places[sample, 0] >= 0]
-        raise DataError(f"{index.path}: sample {key!r} has no member {extension!r} (it has {', '.join(here)})")
+        raise DataError(f"{index.sample(sample)} has no member {extension!r} (it has {_extensions(index, sample)})")
     try:
         data = os.pread(_open(index.path, index.stamp).descriptor, size, offset)
     except OSError as error:
-        raise DataError(f"{index.path}: sample {key!r}, member {extension!r}: {error.strerror}") from error
+        raise DataError(f"{index.sample(sample)}, member {extension!r}: {error.strerror}") from error
     if len(data) != size:
-        raise DataError(f"{index.path}: truncated: sample {key!r}, member {extension!r}: {len(data)} of {size} bytes")
+        raise DataError(
+            f"{index.path}: truncated: sample {index.keys[sample].decode()!r}, member {extension!r}: "
+            f"{len(data)} of {size} bytes"
+        )
+    if index.crcs and zlib.crc32(data) != index.crcs[extension][sample]:
+        raise DataError(f"{index.sample(sample)}, member {extension!r}: damaged since it was indexed (CRC-32 differs)")
     return data
+
+
+def _extensions(index: ShardIndex, sample: int) -> str:
+    return ", ".join(name for name, places in index.members.items() if places[sample, 0] >= 0)
 
 
 def image_extension(index: ShardIndex, sample: int) -> str:
@@ -254,8 +338,6 @@ def image_extension(index: ShardIndex, sample: int) -> str:
     for extension in IMAGE_EXTENSIONS:
         if extension in index.members and index.members[extension][sample, 0] >= 0:
             return extension
-    here = [name for name, places in index.members.items() if places[sample, 0] >= 0]
-    key = index.keys[sample].decode()
     raise DataError(
-        f"{index.path}: sample {key!r} has no image ({', '.join(IMAGE_EXTENSIONS)}); it has {', '.join(here)}"
+        f"{index.sample(sample)} has no image ({', '.join(IMAGE_EXTENSIONS)}); it has {_extensions(index, sample)}"
     )

@@ -1,20 +1,28 @@
-"""The training sources as sets of samples: shards indexed, validation split cut off, digests taken."""
+"""The training sources as sets of samples: shards catalogued, validation split cut off, digests taken."""
 
 import hashlib
-from collections.abc import Callable
+from collections import OrderedDict
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError, require
-from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
+from mmrep.config.data import DataConfig, SourceConfig
+from mmrep.data.cache import cache_root
 from mmrep.data.captions import Captioner
+from mmrep.data.catalog import Catalog, Progress, catalog_of, joined, key_hashes, read_catalog
 from mmrep.data.paths import expand_shards
-from mmrep.data.shards import ShardIndex, load_index
+from mmrep.data.remote import ShardCache, is_remote
+from mmrep.data.selection import Selection
+from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index
+from mmrep.data.tar import DataError
 
-_FNV_PRIME = np.uint64(0x100000001B3)
+_INDEX_BYTES = 96 << 20
+"""Memory of a process for the indexes of the shards it reads from."""
+_VALIDATION_SHARDS = 64
 
 
 class Sample(NamedTuple):
@@ -26,28 +34,26 @@ class Sample(NamedTuple):
     number: int
 
 
-def key_hashes(index: ShardIndex) -> NDArray[np.float64]:
-    """A number in [0, 1) for each sample, of its shard's file name and key alone: the fixed rule of the validation
-    split."""
-    start = hashlib.blake2b(index.path.name.encode(), digest_size=8).digest()
-    state = np.full(len(index), int.from_bytes(start, "little"), dtype=np.uint64)
-    width = index.keys.dtype.itemsize
-    for column in index.keys.view(np.uint8).reshape(len(index), width).T:
-        # A key ends at its first zero byte, so that its hash does not depend on the longest key of the shard.
-        state = np.where(column == 0, state, (state ^ column.astype(np.uint64)) * _FNV_PRIME)
-    state = (state ^ (state >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+class _Opened(NamedTuple):
+    """A shard's index, and the rows to train on and those held out; None: all, none."""
+
+    shard: ShardIndex
+    train: NDArray[np.int64] | None
+    held: NDArray[np.int64]
 
 
 class Sources:
     """All training sources.
 
-    Sample numbers run over the shards in the order given, over all sources; held-out samples keep theirs.
+    Only a table of shards is held; a shard's index is read when one of its samples is. Samples to train on are
+    numbered through, in the order of shards, over all sources.
+
+    The validation split is cut by a fixed rule: of each shard, a share `fraction` of the samples (rounded up or down
+    by a hash of the shard's file name), those with the smallest hash of file name and key. It does not depend on other
+    shards, and a larger fraction holds out the same samples and more.
 
     Args:
-        configs: the sources.
-        validation: which samples are held out.
+        config: sources, validation split, caches.
         progress: called with (shards indexed, shards) while indexing.
 
     Raises:
@@ -55,59 +61,217 @@ class Sources:
         DataError: a damaged shard.
     """
 
-    def __init__(
-        self,
-        configs: list[SourceConfig],
-        validation: ValidationConfig,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        paths = [expand_shards(config.shards, f"data.train[{i}].shards") for i, config in enumerate(configs)]
-        total, done = sum(map(len, paths)), 0
-        self.indexes: list[ShardIndex] = []
-        self.captioners: list[Captioner] = []
-        bounds = [0]
-        for i, (config, shards) in enumerate(zip(configs, paths, strict=True)):
-            captioner = Captioner(config, shards[0], f"data.train[{i}]")
-            for path in shards:
-                self.indexes.append(load_index(path))
-                self.captioners.append(captioner)
-                done += 1
-                if progress:
-                    progress(done, total)
-            bounds.append(len(self.indexes))
-        self._first = np.concatenate([[0], np.cumsum([len(index) for index in self.indexes])])
-        weighted = configs[0].weight is not None
-        held = np.concatenate([key_hashes(index) for index in self.indexes]) < validation.fraction
+    def __init__(self, config: DataConfig, progress: Progress | None = None) -> None:
+        self.config = config
+        self._cache: ShardCache | None = None
+        catalogs = [self._catalog(source, i, progress) for i, source in enumerate(config.train)]
+        self.catalog = joined(catalogs)
+        self._bounds = np.cumsum([0, *map(len, catalogs)])
+        self.captioners = [
+            Captioner(source, catalog.address(0), f"data.train[{i}]")
+            for i, (source, catalog) in enumerate(zip(config.train, catalogs, strict=True))
+        ]
+        self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._unusable: dict[int, DataError] = {}
+        self.selections: list[Selection | None] = [None] * len(catalogs)
+        self.held = self._held_counts()
+        self.selections = [self._selection(source, i, progress) for i, source in enumerate(config.train)]
+        self._opened.clear()  # their rows were those before the selection
+        self.counts = self.catalog.samples - self.held
+        for (begin, end), selection in zip(pairwise(self._bounds.tolist()), self.selections, strict=True):
+            if selection:
+                self.counts[begin:end] = selection.counts
+        self._first = np.concatenate([[0], np.cumsum(self.counts)])
+        weighted = config.train[0].weight is not None
         # Without weights all sources are one: each of its samples once an epoch.
-        groups = list(pairwise(bounds)) if weighted else [(0, len(self.indexes))]
-        self.weights = [float(config.weight or 1) for config in configs] if weighted else [1.0]
-        self.train: list[NDArray[np.int64]] = []
-        for begin, end in groups:
-            numbers = np.arange(self._first[begin], self._first[end])
-            self.train.append(numbers[~held[numbers]])
-        self.held_out = np.flatnonzero(held)
+        shards = list(pairwise(self._bounds.tolist())) if weighted else [(0, len(self.catalog))]
+        self.weights = [float(source.weight or 1) for source in config.train] if weighted else [1.0]
+        self.groups = [self.counts[begin:end] for begin, end in shards]
+        self.starts = [int(self._first[begin]) for begin, _ in shards]
+        """The number of the first sample of each group that is drawn from on its own; then of its first shard."""
+        self.shard_starts = [begin for begin, _ in shards]
         require(
-            all(len(numbers) for numbers in self.train),
-            f"data.validation.fraction {validation.fraction}: a source has no samples left to train on",
+            all(group.sum() for group in self.groups),
+            f"data.validation.fraction {config.validation.fraction}: a source has no samples left to train on",
         )
-        self.captions = sorted({config.caption for config in configs})
+        self.captions = sorted({kind for captioner in self.captioners for kind in captioner.kinds})
 
     def __len__(self) -> int:
         """Samples to train on."""
-        return sum(len(numbers) for numbers in self.train)
+        return int(self._first[-1])
 
     def sample(self, number: int) -> Sample:
-        """The place of a sample."""
+        """The place of a sample to train on.
+
+        Raises:
+            DataError: its shard can't be read.
+        """
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
-        return Sample(self.indexes[shard], int(number - self._first[shard]), self.captioners[shard], number)
+        opened, row = self._open(shard), int(number - self._first[shard])
+        return Sample(
+            opened.shard, row if opened.train is None else int(opened.train[row]), self._captioner(shard), number
+        )
+
+    def held_out(self, most: int) -> list[Sample]:
+        """The held-out samples, at most so many, spread evenly; of large sets those of a few shards spread evenly.
+
+        Their numbers are negative: they are not samples to train on.
+        """
+        holding = np.flatnonzero(self.held)
+        enough = max(_VALIDATION_SHARDS, -(-most * len(holding) // max(int(self.held.sum()), 1)))
+        if len(holding) > enough:
+            holding = holding[np.linspace(0, len(holding) - 1, enough).astype(np.int64)]
+        places = [(shard, rank) for shard in holding.tolist() for rank in range(self.held[shard])]
+        if len(places) > most:
+            places = [places[i] for i in np.linspace(0, len(places) - 1, most).astype(np.int64).tolist()]
+        samples = []
+        for i, (shard, rank) in enumerate(places):
+            opened = self._open(shard)
+            samples.append(Sample(opened.shard, int(opened.held[rank]), self._captioner(shard), -1 - i))
+        return samples
+
+    def source_of(self, shard: int) -> int:
+        """Which source a shard belongs to."""
+        return int(np.searchsorted(self._bounds, shard, side="right")) - 1
 
     def digest(self) -> str:
         """Of shard names, contents' layout and captions, weights and split: where it differs, so do the batches."""
         state = hashlib.blake2b(digest_size=16)
-        for index, captioner in zip(self.indexes, self.captioners, strict=True):
-            state.update(f"{index.path.name} {len(index)} {index.digest} {captioner.digest}\n".encode())
-        state.update(repr(self.weights).encode() + self.held_out.astype("<i8").tobytes())
+        for shard in range(len(self.catalog)):
+            state.update(f"{self.catalog.name(shard)} {self.catalog.samples[shard]} ".encode())
+            state.update(self.catalog.digests[shard] + b"\n")
+        for captioner, bound in zip(self.captioners, self._bounds.tolist(), strict=False):
+            state.update(f"{bound} {captioner.digest}\n".encode())
+        state.update(repr(self.weights).encode() + self.counts.astype("<i8").tobytes())
+        state.update("".join(selection.digest if selection else "-" for selection in self.selections).encode())
         return state.hexdigest()
+
+    def identity(self) -> str:
+        """Of the samples' keys and sizes, whatever their order and shards: equal for two users with the same data."""
+        return f"{int(np.add.reduce(self.catalog.identities, dtype=np.uint64)):016x}"
+
+    def describe(self) -> dict[str, object]:
+        """What a run's summary says of its data."""
+        return {
+            "shards": len(self.catalog),
+            "samples": len(self),
+            "held_out": int(self.held.sum()),
+            "identity": self.identity(),
+        }
+
+    def shard(self, number: int) -> Shard:
+        """A shard of the catalog, as it is read: from where it lies, or through the cache."""
+        address = self.catalog.address(number)
+        if not is_remote(address):
+            if not self.config.stage:
+                return Path(address)
+            address = f"file://{Path(address).absolute()}"
+        return RemoteShard(address, self.cache, int(self.catalog.sizes[number]))
+
+    @property
+    def through_cache(self) -> bool:
+        """Whether any source is read through the cache."""
+        first = self._bounds[:-1].tolist()
+        return self.config.stage or any(is_remote(self.catalog.address(shard)) for shard in first)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Limit of the cache."""
+        return int(self.config.cache_gb * 2**30)
+
+    @property
+    def cache(self) -> ShardCache:
+        """The bounded cache of remote and staged shards."""
+        if self._cache is None:
+            place = Path(self.config.cache_dir).expanduser() if self.config.cache_dir else cache_root() / "shards"
+            self._cache = ShardCache(place, self.cache_bytes)
+        return self._cache
+
+    def _catalog(self, source: SourceConfig, i: int, progress: Progress | None) -> Catalog:
+        patterns = [source.shards] if isinstance(source.shards, str) else source.shards
+        catalogs: list[Catalog] = []
+        plain: list[str] = []
+        for pattern in patterns:
+            if pattern.endswith(".npz"):
+                catalogs.append(read_catalog(pattern))
+            else:
+                plain.append(pattern)
+        if plain:
+            places = expand_shards(plain, f"data.train[{i}].shards")
+            shards: list[Shard] = [
+                RemoteShard(place, self.cache) if isinstance(place, str) else place for place in places
+            ]
+            catalogs.append(catalog_of(shards, progress))
+        return joined(catalogs)
+
+    def _selection(self, source: SourceConfig, i: int, progress: Progress | None) -> Selection | None:
+        """The rows of each shard that a source's subset leaves to train on."""
+        if source.subset is None:
+            return None
+        begin, end = self._bounds[i : i + 2].tolist()
+
+        def candidates(shard: int) -> tuple[ShardIndex, NDArray[np.int64]]:
+            opened = self._open(begin + shard)
+            return opened.shard, np.arange(len(opened.shard)) if opened.train is None else opened.train
+
+        return Selection.of(
+            source.subset, self.catalog.digests[begin:end], self.config.validation.fraction, candidates, progress
+        )
+
+    def _held_counts(self) -> NDArray[np.int64]:
+        """How many samples of each shard are held out."""
+        fraction = self.config.validation.fraction
+        if fraction == 0:
+            return np.zeros(len(self.catalog), dtype=np.int64)
+        chance = [_name_hash(self.catalog.name(shard)) / 2**64 for shard in range(len(self.catalog))]
+        return np.floor(self.catalog.samples * fraction + chance).astype(np.int64)
+
+    def _captioner(self, shard: int) -> Captioner:
+        return self.captioners[self.source_of(shard)]
+
+    def _open(self, shard: int) -> _Opened:
+        """A shard's index and rows; the last used are kept, as many as fit into their share of memory."""
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+        if shard in self._unusable:
+            raise self._unusable[shard]
+        try:
+            index = self._load(shard)
+        except DataError as error:
+            # Each of its samples would try again, and wait for every retry of a download.
+            self._unusable[shard] = error
+            raise
+        self._opened[shard] = opened = self._cut(shard, index)
+        while len(self._opened) > 1 and sum(kept.shard.nbytes for kept in self._opened.values()) > _INDEX_BYTES:
+            self._opened.popitem(last=False)
+        return opened
+
+    def _load(self, shard: int) -> ShardIndex:
+        index = load_index(self.shard(shard))
+        if index.digest.encode() != self.catalog.digests[shard]:
+            raise DataError(
+                f"{index.path}: changed since it was catalogued ({self.catalog.samples[shard]} samples then, "
+                f"{len(index)} now); if that is meant, make the catalog again with `mmrep data index`"
+            )
+        return index
+
+    def _cut(self, shard: int, index: ShardIndex) -> _Opened:
+        train: NDArray[np.int64] | None = None
+        held = np.zeros(0, dtype=np.int64)
+        if self.held[shard]:
+            order = np.argsort(key_hashes(index.keys, _name_hash(index.path.name)), kind="stable")
+            held = np.sort(order[: self.held[shard]])
+            train = np.sort(order[self.held[shard] :])
+        source = self.source_of(shard)
+        selection = self.selections[source]
+        if selection:
+            train = selection.rows(shard - int(self._bounds[source]))
+        return _Opened(index, train, held)
+
+
+def _name_hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def check_sources(config: DataConfig) -> None:
@@ -117,7 +281,17 @@ def check_sources(config: DataConfig) -> None:
         ConfigError: naming the field and the path.
     """
     for i, source in enumerate(config.train):
-        shards = expand_shards(source.shards, f"data.train[{i}].shards")
-        if not shards:
-            raise ConfigError(f"data.train[{i}].shards: nothing matches {source.shards!r}")
-        Captioner(source, shards[0], f"data.train[{i}]")
+        patterns = [source.shards] if isinstance(source.shards, str) else source.shards
+        local = [pattern for pattern in patterns if not is_remote(pattern)]
+        for pattern in local:
+            if pattern.endswith(".npz"):
+                first = read_catalog(pattern).address(0)
+            else:
+                shards = expand_shards(pattern, f"data.train[{i}].shards")
+                if not shards:
+                    raise ConfigError(f"data.train[{i}].shards: nothing matches {pattern!r}")
+                first = str(shards[0])
+            if pattern == local[0] and pattern == patterns[0] and not is_remote(first):
+                Captioner(source, first, f"data.train[{i}]")
+        if source.subset is not None:
+            require(Path(source.subset).is_file(), f"data.train[{i}].subset: no such file: {source.subset}")

@@ -1,12 +1,17 @@
-"""Crops and resizes on uint8 tensors; their randomness comes from outside, as uniform draws."""
+"""From an image file to training pixels: crops and resizes, whose randomness comes from outside, as uniform draws."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mmrep.config.data import Crop
+from mmrep.data.decode import MAX_PIXELS, decode_image, image_header
+from mmrep.data.jpeg import JPEG_START, reduction
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
@@ -15,6 +20,66 @@ _RATIO = (3 / 4, 4 / 3)
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
+
+
+def view(
+    data: bytes,
+    crop: Crop,
+    min_scale: float,
+    size: tuple[int, int],
+    draws: NDArray,
+    flip: bool,
+    max_pixels: int = MAX_PIXELS,
+    dct_scaling: bool = False,
+) -> UInt8[Tensor, "3 rows columns"]:
+    """The training pixels of one image file.
+
+    Args:
+        data: the file.
+        crop: `random_resized` or `resize` (short side, centre).
+        min_scale: least share of the area that a random crop keeps.
+        size: rows and columns of the result.
+        draws: (CROP_DRAWS,) uniform draws; `resize` needs none of them.
+        flip: whether to mirror left and right.
+        max_pixels: a larger image is refused.
+        dct_scaling: whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where the crop stays at least as
+            large as the result. The box is the same, to half a pixel of the smaller image; the pixels differ.
+
+    Raises:
+        ValueError: see `decode_image`.
+    """
+    if not (dct_scaling and data.startswith(JPEG_START)):
+        return view_of_decoded(decode_image(data, max_pixels), crop, min_scale, size, draws, flip)
+    height, width = image_header(data, max_pixels)[:2]
+    if crop == "resize":
+        box, least = (0, 0, height, width), _cover(height, width, size)
+    else:
+        box = random_crop_box(height, width, min_scale, draws)
+        least = -(-size[0] * height // box[2]), -(-size[1] * width // box[3])
+    image = decode_image(data, max_pixels, least)
+    if tuple(image.shape[1:]) != (height, width):
+        box = _divided(box, reduction(height, width, least))
+    if crop == "resize":
+        # The rows and columns of the full-size image: those of the small one may be one less or more.
+        centre = _centre(crop_resize(image, box, _cover(height, width, size)), size)
+        return centre.flip(2) if flip else centre
+    return crop_resize(image, box, size, flip)
+
+
+def view_of_decoded(
+    image: UInt8[Tensor, "3 height width"],
+    crop: Crop,
+    min_scale: float,
+    size: tuple[int, int],
+    draws: NDArray,
+    flip: bool,
+) -> UInt8[Tensor, "3 rows columns"]:
+    """The training pixels of a decoded image, the same as `view` makes of its file; arguments as there."""
+    if crop == "resize":
+        centre = resize_center(image, size)
+        return centre.flip(2) if flip else centre
+    height, width = image.shape[1:]
+    return crop_resize(image, random_crop_box(height, width, min_scale, draws), size, flip)
 
 
 def random_crop_box(height: int, width: int, min_scale: float, draws: NDArray) -> Box:
@@ -40,27 +105,49 @@ def random_crop_box(height: int, width: int, min_scale: float, draws: NDArray) -
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _divided(box: Box, factor: int) -> Box:
+    """The box in an image `factor` times smaller: its edges rounded to whole pixels, halves outwards.
+
+    Rounded all the same way, halves would move the whole picture instead of widening it.
+    """
+    top, left = (math.ceil(edge / factor - 0.5) for edge in box[:2])
+    bottom, right = (math.floor((box[i] + box[i + 2]) / factor + 0.5) for i in (0, 1))
+    return top, left, bottom - top, right - left
+
+
 def crop_resize(
     image: UInt8[Tensor, "3 height width"], box: Box, size: tuple[int, int], flip: bool = False
 ) -> UInt8[Tensor, "3 rows columns"]:
-    """The part of an image within `box`, resized (bicubic, antialiased, in uint8) to `size`, mirrored if `flip`."""
+    """The part of an image within `box`, resized (bicubic, antialiased, in uint8) to `size`, mirrored if `flip`.
+
+    Fastest on images laid out channels last, as `decode_image` makes them; so is the result.
+    """
     top, left, h, w = box
     part = image[:, top : top + h, left : left + w]
     if (h, w) != size:
-        part = F.interpolate(part[None], size=size, mode="bicubic", antialias=True)[0]
+        # torch's uint8 kernel repacks its input and its output unless these are contiguous, channels last, and seen
+        # to be so, which a batch of one is only by the stride of its first dimension. Pixels are the same.
+        rows = torch.from_numpy(np.ascontiguousarray(part.permute(1, 2, 0).numpy()))
+        part = F.interpolate(rows[None].permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True)[0]
     return part.flip(2) if flip else part
 
 
 def resize_center(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 rows columns"]:
     """Resizes the image until it just covers `size` (bicubic, antialiased), then cuts the centre out."""
     height, width = image.shape[1:]
-    if size[0] * width >= size[1] * height:
-        cover = size[0], size[0] * width // height
-    else:
-        cover = size[1] * height // width, size[1]
-    resized = crop_resize(image, (0, 0, height, width), cover)
+    return _centre(crop_resize(image, (0, 0, height, width), _cover(height, width, size)), size)
+
+
+def _centre(resized: Tensor, size: tuple[int, int]) -> Tensor:
     top, left = (round((resized.shape[i + 1] - size[i]) / 2) for i in (0, 1))
     return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def _cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the smallest image of this shape that covers `size`."""
+    if size[0] * width >= size[1] * height:
+        return size[0], size[0] * width // height
+    return size[1] * height // width, size[1]
 
 
 def kept_patches(draws: NDArray, keep: int) -> Tensor:

@@ -5,8 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import ValidationConfig
 from mmrep.config.evaluation import SetConfig
@@ -14,7 +12,7 @@ from mmrep.data.captions import class_label, text_lines
 from mmrep.data.paths import read_lines
 from mmrep.data.places import resolve_place
 from mmrep.data.shards import ShardIndex, load_index
-from mmrep.data.sources import Sources
+from mmrep.data.sources import Sample, Sources
 
 LOG = logging.getLogger("mmrep")
 
@@ -118,15 +116,11 @@ def _task(config: SetConfig, folder: Path) -> Task:
 
 def validation_sets(sources: Sources, config: ValidationConfig) -> list[EvalSet]:
     """The held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly."""
-    held = sources.held_out
-    if len(held) > config.max_samples:
-        held = held[np.linspace(0, len(held) - 1, config.max_samples).astype(np.int64)]
-    by_source: dict[int, list[int]] = {}
-    for number in held.tolist():
-        by_source.setdefault(id(sources.sample(number).captioner), []).append(number)
+    by_source: dict[int, list[Sample]] = {}
+    for sample in sources.held_out(config.max_samples):
+        by_source.setdefault(id(sample.captioner), []).append(sample)
     sets = []
-    for i, numbers in enumerate(by_source.values()):
-        samples = [sources.sample(number) for number in numbers]
+    for i, samples in enumerate(by_source.values()):
         captioner = samples[0].captioner
         sets.append(
             EvalSet(

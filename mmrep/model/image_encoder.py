@@ -77,6 +77,31 @@ class ImageEncoder(nn.Module):
         """Patches of the whole grid."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the trunk takes images of other sizes than its own."""
+        return bool(getattr(self.trunk, "dynamic_img_size", False))
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in images of a size.
+
+        Raises:
+            ConfigError: the trunk does not take them.
+        """
+        if size == self.size:
+            return self.grid
+        patch = self.trunk.patch_embed.patch_size
+        require(
+            self.dynamic,
+            f"images of {size}: the trunk takes {self.size} only; model.image.args: {{dynamic_img_size: true}} lets it "
+            "interpolate its position embedding",
+        )
+        require(
+            size[0] % patch[0] == 0 and size[1] % patch[1] == 0,
+            f"images of {size}: expected multiples of the patch size {tuple(patch)}",
+        )
+        return size[0] // patch[0], size[1] // patch[1]
+
     def tokens(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Tokens:
         """The trunk's tokens as a head takes them: normed if the norm stands before pooling.
 
@@ -87,16 +112,17 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: images of another size than the trunk's.
         """
-        if tuple(images.shape[1:]) != (3, *self.size):
+        if images.shape[1] != 3 or (tuple(images.shape[2:]) != self.size and not self.dynamic):
             raise ValueError(
                 f"expected images of shape (batch, 3, {self.size[0]}, {self.size[1]}), got {tuple(images.shape)}"
             )
+        grid = self.grid_of((images.shape[2], images.shape[3]))
         if images.dtype == torch.uint8:
-            images = (images - self.mean) / self.std
+            images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
         x = walk(self.trunk, images, kept, self.grad_checkpointing and self.training)
         if not self.norm_after:
             x = self.norm(x)
-        return Tokens(x[:, : self.prefix], x[:, self.prefix :], self.grid, kept)
+        return Tokens(x[:, : self.prefix], x[:, self.prefix :], grid, kept)
 
     def forward(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Pooled:
         """Embeddings, not normalised to unit length; arguments as in `tokens`."""

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,7 +23,10 @@ from mmrep.batch import Batch
 from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
 from mmrep.config.tree import TrainConfig, differences
-from mmrep.data.loader import Loaded, Plan, Steps, batches, data_state, default_workers, wrap
+from mmrep.data.ahead import Ahead
+from mmrep.data.inventory import name_difference, write_inventory
+from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, data_state, default_workers, wrap
+from mmrep.data.pairs import keep_decoded
 from mmrep.data.sources import Sources
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
 from mmrep.loss import contrastive_loss
@@ -30,8 +34,9 @@ from mmrep.model.dual_encoder import DualEncoder, Embeddings
 from mmrep.model.load import build_model, write_model_config
 from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mmrep.training.optim import build_optimizer
-from mmrep.training.output import CONFIG, INITIAL, METRICS, check_output
+from mmrep.training.output import CONFIG, INITIAL, INVENTORY, METRICS, check_output
 from mmrep.training.tracking import Tracker
+from mmrep.training.watch import DataWatch
 
 LOG = logging.getLogger("mmrep")
 
@@ -52,6 +57,7 @@ class Run:
         tests: the sets evaluated at the end.
         first_step: steps done before this start.
         seen: checksum of all batches before this start, and of this process's own since.
+        watch: what the data did.
         tracker: metrics and progress.
     """
 
@@ -66,6 +72,7 @@ class Run:
     tests: list[EvalSet]
     first_step: int
     seen: list[int]
+    watch: DataWatch
     tracker: Tracker
 
     @property
@@ -75,11 +82,17 @@ class Run:
 
     def batches(self) -> Iterator[Loaded]:
         """The batches from `first_step` on."""
-        workers = self.config.data.workers
-        if workers is None:
-            workers = default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         pin = self.device.type == "cuda"
-        return batches(self.steps, self.first_step, workers, self.config.data.prefetch, pin)
+        workers, prefetch = loader_workers(self.config), self.config.data.prefetch
+        ahead = Ahead(self.steps) if self.accelerator.is_local_main_process else None
+        advance = ahead.advance if ahead else None
+        begin = time.perf_counter()
+        for loaded in batches(self.steps, self.first_step, workers, prefetch, pin, advance):
+            self.watch.arrived(loaded, time.perf_counter() - begin)
+            yield loaded
+            begin = time.perf_counter()
+        if ahead:
+            ahead.close()
 
     def loss(self, output: Embeddings, batch: Batch) -> Tensor:
         """The contrastive loss of this process's pairs against all."""
@@ -101,13 +114,19 @@ class Run:
     def save(self, step: int) -> None:
         """Writes a checkpoint after `step` steps."""
         state = {"data": data_state(self.steps), "samples_seen": step * self.steps.plan.global_batch}
-        state["checksum"] = self.checksum()
+        state |= {"checksum": self.checksum(), "bad_samples": self.watch.counts()}
         if self.accelerator.is_main_process:
             keep = self.config.training.keep_checkpoints
             save_checkpoint(
                 self.folder, step, self.model, self.optimizer, state, keep, partial(write_model_config, self.model)
             )
         distributed.barrier()
+
+
+def loader_workers(config: TrainConfig) -> int:
+    """Loader processes of this process."""
+    workers = config.data.workers
+    return default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if workers is None else workers
 
 
 def resolve_duplicates(duplicates: Duplicates, captions: list[str]) -> Duplicates:
@@ -138,7 +157,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         raise ConfigError(f"accelerate's {kind} is not supported yet: use a config of launch/ (one process a GPU, DDP)")
     local = config.training.local_batch(accelerator.num_processes)
     folder = Path(config.output_dir)
-    sources = Sources(config.data.train, config.data.validation)
+    with accelerator.local_main_process_first():  # the others of the host find the indexes in the cache
+        sources = Sources(config.data, index_progress())
     tests = [open_set(each) for each in config.evaluation.sets]
     model = build_model(config.model, config.seed, sigmoid=config.loss.kind == "sigmoid")
     model.precision = config.training.precision
@@ -153,9 +173,12 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     initial = parameter_digests(model)
     model.to(accelerator.device)
     optimizer = build_optimizer(model, model.no_weight_decay(), config.optim)
-    first, seen = resume(config, folder, model, optimizer, steps)
+    state = resume(config, folder, model, optimizer, steps)
+    first = int(state.get("step", 0))
     if accelerator.is_main_process:
         describe_run(config, folder, initial)
+        write_inventory(sources, folder / INVENTORY)
+    distributed.barrier()  # the folder is there
     if config.training.compile:
         model.compile()
     return Run(
@@ -169,7 +192,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         validation=validation_sets(sources, config.data.validation),
         tests=tests,
         first_step=first,
-        seen=[seen, 0],
+        seen=[int(state.get("checksum", 0)), 0],
+        watch=DataWatch(steps, folder, accelerator.device, loader_workers(config), first, state.get("bad_samples")),
         tracker=Tracker(
             folder, first, config.training.steps, config.training.global_batch, accelerator.is_main_process, label
         ),
@@ -178,37 +202,70 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
 
 def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accelerator: Accelerator) -> Steps:
     """This process's batches."""
-    patches = model.image.patches
-    keep = max(1, round(patches * (1 - config.model.image.patch_dropout)))
-    plan = Plan(config.seed, config.training.global_batch, config.training.steps, model.image.size, (patches, keep))
-    return Steps(sources, config.data, model.tokenizer, plan, accelerator.process_index, accelerator.num_processes)
+    plan = Plan(config.seed, config.training.global_batch, config.training.steps, stages(config, model))
+    with accelerator.local_main_process_first():
+        decoded = keep_decoded(sources, config.data)
+    return Steps(
+        sources, config.data, model.tokenizer, plan, accelerator.process_index, accelerator.num_processes, decoded
+    )
+
+
+def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
+    """The image size of every step.
+
+    Raises:
+        ConfigError: a size that the trunk does not take, or a last one that is not the model's.
+    """
+    found = []
+    for first, size in sorted((config.data.sizes or {0: 0}).items()):
+        pixels = (size, size) if size else model.image.size
+        rows, columns = model.image.grid_of(pixels)
+        keep = max(1, round(rows * columns * (1 - config.model.image.patch_dropout)))
+        found.append(Stage(first, pixels, (rows * columns, keep)))
+    if found[-1].size != model.image.size:
+        raise ConfigError(f"data.sizes: the last one has to be the model's, {model.image.size}, got {found[-1].size}")
+    return tuple(found)
+
+
+def index_progress() -> Callable[[int, int], None]:
+    """Says now and then how many shards are indexed, so that a long start does not look stuck."""
+    last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            LOG.info("indexing shards: %d of %d (`mmrep data index` does it beforehand)", done, total)
+
+    return say
 
 
 def resume(
     config: TrainConfig, folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer, steps: Steps
-) -> tuple[int, int]:
-    """Steps done and checksum so far: of the checkpoint that `resume` asks for, or zeros.
+) -> dict[str, Any]:
+    """The state in the checkpoint that `resume` asks for, which model and optimiser then have; empty for a new run.
 
     Raises:
         ConfigError: a damaged checkpoint, or one whose data differs; the difference is named.
     """
     if config.resume == "none":
-        return 0, 0
+        return {}
     place = find_checkpoint(folder, LOG.warning) if config.resume == "auto" else Path(config.resume)
     if place is None:
         if (folder / METRICS).exists():
             LOG.info("no checkpoint in %s yet: starting from the beginning", folder)
-        return 0, 0
+        return {}
     state = load_checkpoint(place, model, optimizer).state
     now = data_state(steps)
     for name, before in state["data"].items():
         if now.get(name) != before:
+            difference = name_difference(place.parent.parent / INVENTORY, steps.sources)
             raise ConfigError(
-                f"checkpoint {place} was made with other data: {name} was {before}, is {now.get(name)}; "
-                "restore it, or start a new run in another --output_dir"
+                f"checkpoint {place} was made with other data: {name} was {before}, is {now.get(name)}"
+                f"{f' ({difference})' if difference else ''}; restore it, or start a new run in another --output_dir"
             )
     LOG.info("resuming from %s", place)
-    return int(state["step"]), int(state["checksum"])
+    return state
 
 
 def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from mmrep.config.checks import require
 from mmrep.config.tree import TrainConfig
 
-CONFIG, INITIAL, METRICS, SUMMARY = "config.yaml", "initial.json", "metrics.jsonl", "summary.json"
+CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def check_output(config: TrainConfig) -> None:

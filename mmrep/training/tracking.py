@@ -50,10 +50,13 @@ class Tracker:
         if self.active:
             self._bar.update()
 
+    def elapsed(self) -> float:
+        """Seconds of training since the last line of metrics."""
+        return max(time.perf_counter() - self._since - self._paused, 1e-9)
+
     def log(self, step: int, **metrics: float) -> None:
         """Writes a line of metrics after `step` steps, with the rate since the last one."""
-        now = time.perf_counter()
-        seconds = max(now - self._since - self._paused, 1e-9)
+        now, seconds = time.perf_counter(), self.elapsed()
         rate = (step - self._from) * self.global_batch / seconds
         self.rates.append(rate)
         self._since, self._from, self._paused = now, step, 0.0

@@ -67,11 +67,11 @@ def fit(run: Run, resume_command: str) -> None:
     last_save = time.monotonic()
     run.wrapped.train()
     with StopSignal() as stop:
-        for step, (batch, checksum) in enumerate(run.batches(), start=run.first_step):
+        for step, loaded in enumerate(run.batches(), start=run.first_step):
             # Dropout, where the model has any, is drawn anew from (seed, step, rank): a resumed run repeats it.
             torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
-            run.seen[1] += int(checksum)
-            batch = batch.to(run.device)
+            run.seen[1] += int(loaded.checksum)
+            batch = loaded.batch.to(run.device)
 
             loss = run.loss(run.wrapped(batch), batch)
             loss.backward()
@@ -126,6 +126,7 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
 
     Raises:
         Diverged: the loss is not finite.
+        DataError: more samples could not be used than may be skipped.
     """
     value = float(distributed.mean_over_processes(loss.detach()))
     metrics = {
@@ -135,6 +136,7 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
     }
     if norm is not None:
         metrics["gradient_norm"] = float(norm)
+    metrics |= run.watch.report(run.tracker.elapsed())
     run.tracker.log(step, **metrics)
     if not torch.isfinite(torch.tensor(value)):
         raise Diverged(
@@ -173,7 +175,7 @@ def finish(run: Run) -> None:
     """Writes final/, evaluates once on the test sets, measures costs, and last of all writes the summary."""
     peak = peak_memory_mb(run.device)
     validate(run, run.config.training.steps)
-    checksum = run.checksum()
+    checksum, bad = run.checksum(), run.watch.counts()["bad"]
     if run.accelerator.is_main_process:
         results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
         save_model(run.model, run.folder / "final")
@@ -184,6 +186,8 @@ def finish(run: Run) -> None:
         summary = {
             "steps": run.config.training.steps,
             "batches": f"{checksum % 2**64:016x}",
+            "data": run.steps.sources.describe(),
+            "bad_samples": bad,
             "cost": costs(run, peak),
             **about,
         }

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from conftest import colour_samples, png, write_tar
 
-from mmrep.data.check import check_shards
+from mmrep.data.check import Check, check_shards
 
 
 def test_good_shards(colour_set: Path) -> None:
@@ -12,7 +13,8 @@ def test_good_shards(colour_set: Path) -> None:
     assert report.text() == "3 shards, 48 samples, 0 problems"
 
 
-def test_every_problem_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_problem_is_found(tmp_path: Path, workers: int) -> None:
     good = png((1, 2, 3))
     samples = [
         ("good", {"png": good, "txt": b"fine", "cls": b"1"}),
@@ -29,8 +31,8 @@ def test_every_problem_is_found(tmp_path: Path) -> None:
     torn = write_tar(tmp_path / "torn.tar", colour_samples(4))
     torn.write_bytes(torn.read_bytes()[:3000])
     fine = write_tar(tmp_path / "fine.tar", colour_samples(4))
-    report = check_shards([bad, torn, fine, tmp_path / "gone.tar"])
-    assert (report.shards, report.samples) == (4, 13)
+    report = check_shards([bad, torn, fine, tmp_path / "gone.tar"], Check(deep=True), workers)
+    assert (len(report.shards), report.samples) == (4, 13)
     expected = [
         ("'cut'", "member 'png': can't decode image"),
         ("'noimage'", "no image"),
@@ -47,4 +49,4 @@ def test_every_problem_is_found(tmp_path: Path) -> None:
         assert problem.startswith(f"{bad}: sample {key}") and reason in problem
     assert report.problems[-2].startswith(f"{torn}: ")
     assert report.problems[-1] == f"{tmp_path / 'gone.tar'}: No such file or directory"
-    assert report.text().splitlines()[-1] == "4 shards, 13 samples, 11 problems"
+    assert report.text().splitlines()[-1] == "4 shards, 13 samples, 11 problems, 8 bad samples (61.54%)"

@@ -65,6 +65,7 @@ def test_seed_purpose_stream_and_index_give_other_draws() -> None:
 def test_purposes_keep_their_numbers() -> None:
     assert {p.name: p.value for p in Purpose} == {
         "ORDER": 1, "CAPTION": 2, "TEMPLATE": 3, "CROP": 4, "FLIP": 5, "PATCHES": 6, "SCENE": 7,
+        "SHARDS": 8, "REPLACEMENT": 9,
     }  # fmt: skip
 
 

@@ -9,12 +9,14 @@ from conftest import colour_samples, png, write_tar
 
 from mmrep.batch import Batch
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
-from mmrep.data.loader import Loaded, Plan, Steps, batches, checksum, data_state, default_workers, wrap
-from mmrep.data.shards import DataError
+from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, checksum, data_state, default_workers, wrap
 from mmrep.data.sources import Sources
+from mmrep.data.tar import DataError
 from mmrep.model.text_encoder import ClipTokenizer
 
-PLAN = Plan(seed=3, global_batch=8, steps=10, size=(8, 8), patches=(16, 6))
+PLAN = Plan(seed=3, global_batch=8, steps=10, stages=(Stage(0, (8, 8), (16, 6)),))
+WHOLE = (Stage(0, (8, 8), (16, 16)),)
+"""Without patch dropout."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def config(colour_set: Path) -> DataConfig:
 
 
 def build(config: DataConfig, tokenizer: ClipTokenizer, plan: Plan = PLAN, rank: int = 0, processes: int = 1) -> Steps:
-    return Steps(Sources(config.train, config.validation), config, tokenizer, plan, rank, processes)
+    return Steps(Sources(config), config, tokenizer, plan, rank, processes)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -147,14 +149,16 @@ def test_resize_crop_is_not_random_but_flips(config: DataConfig, tokenizer: Clip
 
 
 def test_no_patch_dropout_keeps_no_list(config: DataConfig, tokenizer: ClipTokenizer) -> None:
-    assert build(config, tokenizer, PLAN._replace(patches=(16, 16))).load(0).batch.kept is None
+    assert build(config, tokenizer, PLAN._replace(stages=WHOLE)).load(0).batch.kept is None
 
 
 def test_validation_samples_are_never_drawn(config: DataConfig, tokenizer: ClipTokenizer) -> None:
     steps = build(DataConfig(config.train, ValidationConfig(fraction=0.3)), tokenizer)
-    held = set(steps.sources.held_out.tolist())
+    held = {sample.shard.sample(sample.row) for sample in steps.sources.held_out(100)}
     assert len(held) > 5
-    assert not held & {number for step in range(10) for number in steps.load(step).batch.ids.tolist()}
+    drawn = [steps.sources.sample(n) for step in range(10) for n in steps.load(step).batch.ids.tolist()]
+    assert len({sample.number for sample in drawn}) == 48 - len(held)
+    assert not held & {sample.shard.sample(sample.row) for sample in drawn}
 
 
 def test_weights_are_followed(colour_set: Path, tokenizer: ClipTokenizer) -> None:
@@ -207,7 +211,7 @@ def test_a_damaged_sample_stops_with_one_line(tmp_path: Path, tokenizer: ClipTok
     samples = colour_samples(16)
     samples[11] = ("bad", {"png": png((1, 2, 3))[:60], "txt": b"x"})
     config = DataConfig([SourceConfig(str(write_tar(tmp_path / "s.tar", samples)))])
-    steps = build(config, tokenizer, PLAN._replace(patches=(16, 16), global_batch=4, steps=4))
+    steps = build(config, tokenizer, PLAN._replace(stages=WHOLE, global_batch=4, steps=4))
     good: list[Loaded] = []
     with pytest.raises(DataError) as error:
         for loaded in batches(steps, 0, workers):
@@ -235,8 +239,8 @@ def test_data_state_tells_runs_apart(config: DataConfig, tokenizer: ClipTokenize
         state(crop="resize"),
         state(plan=PLAN._replace(seed=4)),
         state(plan=PLAN._replace(global_batch=4)),
-        state(plan=PLAN._replace(size=(16, 16))),
-        state(plan=PLAN._replace(patches=(16, 7))),
+        state(plan=PLAN._replace(stages=(Stage(0, (16, 16), (16, 6)),))),
+        state(plan=PLAN._replace(stages=(Stage(0, (8, 8), (16, 7)),))),
         state(tokens=ClipTokenizer(24)),
     ]
     assert len({base, *others}) == len(others) + 1

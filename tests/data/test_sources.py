@@ -8,19 +8,23 @@ from conftest import colour_samples, write_tar
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
-from mmrep.data.shards import build_index
-from mmrep.data.sources import Sources, check_sources, key_hashes
-
-NOTHING_HELD_OUT = ValidationConfig()
+from mmrep.data.sources import Sample, Sources, check_sources, key_hashes
 
 
 def sources(*configs: SourceConfig, fraction: float = 0.0) -> Sources:
-    return Sources(list(configs), ValidationConfig(fraction=fraction))
+    return Sources(DataConfig(list(configs), ValidationConfig(fraction=fraction)))
 
 
 def held_out(of: Sources) -> set[str]:
-    samples = [of.sample(number) for number in of.held_out.tolist()]
-    return {f"{sample.shard.path.name}/{sample.shard.keys[sample.row].decode()}" for sample in samples}
+    return {name(sample) for sample in of.held_out(10**6)}
+
+
+def trained(of: Sources) -> set[str]:
+    return {name(of.sample(number)) for number in range(len(of))}
+
+
+def name(sample: Sample) -> str:
+    return f"{sample.shard.path.name}/{sample.shard.keys[sample.row].decode()}"
 
 
 def many(path: Path, count: int, prefix: str = "") -> Path:
@@ -43,8 +47,8 @@ def test_sources_without_weights_are_one_set(colour_set: Path) -> None:
         SourceConfig(f"{colour_set}/train/{{1,2}}.tar", caption="cls"),
     ]
     one = sources(*configs)
-    assert [numbers.tolist() for numbers in one.train] == [list(range(48))]
-    assert one.weights == [1.0]
+    assert [group.tolist() for group in one.groups] == [[16, 16, 16]]
+    assert (one.starts, one.weights) == ([0], [1.0])
     assert [one.sample(number).captioner.kind for number in (15, 16)] == ["txt", "cls"]
     assert one.captions == ["cls", "txt"]
 
@@ -53,51 +57,60 @@ def test_weighted_sources_stay_apart(colour_set: Path) -> None:
     two = sources(
         SourceConfig(f"{colour_set}/train/0.tar", weight=3), SourceConfig(f"{colour_set}/train/{{1,2}}.tar", weight=1)
     )
-    assert [numbers.tolist() for numbers in two.train] == [list(range(16)), list(range(16, 48))]
-    assert two.weights == [3.0, 1.0]
+    assert [group.tolist() for group in two.groups] == [[16], [16, 16]]
+    assert (two.starts, two.weights) == ([0, 16], [3.0, 1.0])
 
 
 def test_validation_rule_is_frozen(tmp_path: Path) -> None:
-    index = build_index(many(tmp_path / "00000.tar", 5))
-    np.testing.assert_allclose(
-        key_hashes(index),
-        [0.010477115881176724, 0.007020938900257345, 0.8105125387304468, 0.3522453197173001, 0.17902479765068213],
-        rtol=0,
-        atol=1e-15,
-    )
+    hashes = key_hashes(np.array([b"00000", b"00001", b"x"]), 7)
+    assert hashes.tolist() == [0x905C85B0644CC3C8, 0xB95E43054A675DCD, 0x457D872993B2AB07]
+    for shard in range(3):
+        many(tmp_path / f"{shard:05d}.tar", 12)
+    split = sources(SourceConfig(str(tmp_path)), fraction=0.2)
+    assert sorted(held_out(split)) == [
+        "00000.tar/00000", "00000.tar/00001", "00001.tar/00000", "00001.tar/00001", "00001.tar/00002",
+        "00002.tar/00007", "00002.tar/00009",
+    ]  # fmt: skip
+    assert split.identity() == "6f1b1f09b68bcd7e"
 
 
-def test_hash_of_a_key_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
-    short = key_hashes(build_index(write_tar(tmp_path / "s.tar", [("ab", {"txt": b""}), ("b", {"txt": b""})])))
-    long = key_hashes(
-        build_index(
-            write_tar(tmp_path / "s.tar", [("b", {"txt": b""}), ("a" * 50, {"txt": b""}), ("ab", {"txt": b""})])
-        )
-    )
+def test_hash_of_a_key_does_not_depend_on_its_neighbours() -> None:
+    short = key_hashes(np.array([b"ab", b"b"]), 3)
+    long = key_hashes(np.array([b"b", b"a" * 50, b"ab"]), 3)
     assert short.tolist() == [long[2], long[0]]
     assert len({*short.tolist(), *long.tolist()}) == 3
 
 
-def test_hashes_are_uniform(tmp_path: Path) -> None:
-    hashes = np.concatenate([key_hashes(build_index(many(tmp_path / f"{i}.tar", 1500))) for i in range(4)])
+def test_hashes_are_uniform() -> None:
+    keys = np.array([b"%05d" % i for i in range(1500)])
+    hashes = np.concatenate([key_hashes(keys, start) for start in (0, 1, 2, 2**63)]) / 2**64
     assert len(np.unique(hashes)) == 6000
-    assert hashes.min() >= 0 and hashes.max() < 1
     counts = np.histogram(hashes, bins=20, range=(0, 1))[0]
     assert np.abs(counts - 300).max() < 4 * (6000 * 0.05 * 0.95) ** 0.5
 
 
 def test_validation_is_disjoint_complete_and_of_its_share(tmp_path: Path) -> None:
-    many(tmp_path / "0.tar", 1000)
-    many(tmp_path / "1.tar", 1000, "b")
+    for shard in range(40):
+        many(tmp_path / f"{shard}.tar", 25)
     split = sources(SourceConfig(str(tmp_path)), fraction=0.1)
-    train = set(split.train[0].tolist())
-    assert not train & set(split.held_out.tolist())
-    assert len(train) + len(split.held_out) == 2000
-    assert len(split) == len(train)
-    assert abs(len(split.held_out) - 200) < 4 * 180**0.5
-    smaller = sources(SourceConfig(str(tmp_path)), fraction=0.05)
-    assert set(smaller.held_out.tolist()) < set(split.held_out.tolist())
-    assert len(sources(SourceConfig(str(tmp_path))).held_out) == 0
+    assert not trained(split) & held_out(split)
+    assert len(trained(split)) + len(held_out(split)) == 1000
+    assert len(split) == len(trained(split))
+    assert set(split.held.tolist()) == {2, 3}  # of 2.5 a shard
+    assert abs(len(held_out(split)) - 100) < 4 * 10**0.5
+    assert held_out(sources(SourceConfig(str(tmp_path)), fraction=0.05)) < held_out(split)
+    assert not held_out(sources(SourceConfig(str(tmp_path))))
+
+
+def test_validation_samples_of_many_shards_come_from_few(tmp_path: Path) -> None:
+    for shard in range(100):
+        many(tmp_path / f"{shard:03d}.tar", 20)
+    split = sources(SourceConfig(str(tmp_path)), fraction=0.5)
+    few = split.held_out(50)
+    assert len(few) == 50
+    shards = {sample.shard.path.name for sample in few}
+    assert 45 <= len(shards) <= 64 and min(shards) == "000.tar" and max(shards) == "099.tar"
+    assert {name(sample) for sample in few} <= held_out(split)
 
 
 def test_validation_does_not_move_with_other_shards_order_or_folder(tmp_path: Path) -> None:
@@ -114,16 +127,19 @@ def test_a_sample_held_out_of_one_source_is_held_out_of_all(tmp_path: Path) -> N
     many(tmp_path / "0.tar", 300)
     twice = [SourceConfig(f"{tmp_path}/0.tar", weight=1), SourceConfig(f"{tmp_path}/0.tar", weight=1)]
     split = sources(*twice, fraction=0.2)
-    held = split.held_out.tolist()
-    assert [number - 300 for number in held if number >= 300] == [number for number in held if number < 300]
+    assert len(held_out(split)) == 60
+    assert not held_out(split) & trained(split)
 
 
 def test_a_split_must_leave_something(tmp_path: Path) -> None:
-    path = many(tmp_path / "0.tar", 40)
-    key = build_index(path).keys[int(np.argmin(key_hashes(build_index(path))))].decode()
-    lonely = write_tar(tmp_path / "0.tar", [(key, {"txt": b"x"})])
-    with pytest.raises(ConfigError, match=r"data\.validation\.fraction 0\.5: a source has no samples left"):
-        sources(SourceConfig(str(lonely)), fraction=0.5)
+    for i in range(20):  # one of these has its only sample held out: the hash of its name decides
+        many(tmp_path / f"{i}.tar", 1)
+        try:
+            sources(SourceConfig(f"{tmp_path}/{i}.tar"), fraction=0.5)
+        except ConfigError as error:
+            assert "data.validation.fraction 0.5: a source has no samples left" in str(error)
+            return
+    pytest.fail("no shard lost its only sample")
 
 
 def test_digest_tells_sources_apart(colour_set: Path, tmp_path: Path) -> None:
@@ -159,14 +175,14 @@ def test_digest_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_progress_counts_shards(colour_set: Path) -> None:
+def test_progress_counts_shards(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    Sources(
-        [SourceConfig(f"{colour_set}/train/0.tar"), SourceConfig(f"{colour_set}/train/{{1,2}}.tar")],
-        NOTHING_HELD_OUT,
-        lambda done, total: seen.append((done, total)),
-    )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    shards = [str(many(tmp_path / f"{i}.tar", 2)) for i in range(3)]
+    config = DataConfig([SourceConfig(shards[0]), SourceConfig(shards[1:])])
+    Sources(config, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1), (1, 2), (2, 2)]
+    Sources(config, lambda done, total: seen.append((done, total)))
+    assert len(seen) == 3, "the second time the catalogs are known"
 
 
 def test_early_check_names_the_field(tmp_path: Path, colour_set: Path) -> None:

@@ -1,15 +1,27 @@
 """Crops and resizes: bounds, laws, and agreement with Pillow, torchvision and open_clip."""
 
+import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from mmrep.data.decode import decode_image
 from mmrep.data.draws import Purpose, uniforms
-from mmrep.data.transforms import CROP_DRAWS, crop_resize, kept_patches, random_crop_box, resize_center
+from mmrep.data.transforms import (
+    CROP_DRAWS,
+    crop_resize,
+    kept_patches,
+    random_crop_box,
+    resize_center,
+    view,
+    view_of_decoded,
+)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -21,6 +33,12 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
         total += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64) / 3
     total[height // 4 : height // 2, width // 3 : width // 2] = 250
     return Image.fromarray(total.astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def tensor(image: Image.Image) -> torch.Tensor:
@@ -87,6 +105,79 @@ def test_resize_is_pillows_bicubic(box: tuple[int, int, int, int]) -> None:
     assert difference.mean() < 0.05 and difference.max() <= 2
     flipped = crop_resize(tensor(image), box, (64, 64), flip=True)
     assert torch.equal(flipped, ours.flip(2))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (2, 1), (1, 7), (17, 300)])
+def test_layout_does_not_change_pixels(size: tuple[int, int]) -> None:
+    """The resize as it is written most simply, on images laid out channel by channel."""
+    rng = np.random.default_rng(0)
+    for height, width in [(1, 1), (1, 9), (9, 1), (3, 3), (64, 63), (200, 301)]:
+        image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+        last = image.contiguous().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        for box in [(0, 0, height, width), (height // 3, width // 4, height - height // 3, width - width // 4)]:
+            top, left, h, w = box
+            part = image[:, top : top + h, left : left + w].contiguous()
+            plain = F.interpolate(part[None], size=size, mode="bicubic", antialias=True)[0]
+            for given in (image, last):
+                assert torch.equal(crop_resize(given, box, size), plain)
+                assert torch.equal(crop_resize(given, box, size, flip=True), plain.flip(2))
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "resize"])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_view_of_a_file_is_that_of_its_pixels(crop: Any, flip: bool, kind: str) -> None:
+    for draws, (height, width) in zip(
+        uniforms(0, Purpose.CROP, 0, 4, CROP_DRAWS), [(50, 70), (32, 32), (90, 33), (8, 9)], strict=True
+    ):
+        data = encode(picture(height, width), kind)
+        image = decode_image(data)
+        ours = view(data, crop, 0.5, (32, 32), draws, flip)
+        assert torch.equal(ours, view_of_decoded(image, crop, 0.5, (32, 32), draws, flip))
+        box = random_crop_box(height, width, 0.5, draws)
+        plain = crop_resize(image, box, (32, 32)) if crop == "random_resized" else resize_center(image, (32, 32))
+        assert torch.equal(ours, plain.flip(2) if flip else plain)
+        # Too small to be halved, or no JPEG: DCT scaling changes nothing.
+        if kind == "PNG" or min(height, width) < 64:
+            assert torch.equal(view(data, crop, 0.5, (32, 32), draws, flip, dct_scaling=True), ours)
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "resize"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_dct_scaling_is_near(crop: Any, flip: bool) -> None:
+    """The same part of the picture, whatever remains when its sides and edges are divided by 2, 4 or 8."""
+    for draws, (height, width) in zip(
+        uniforms(0, Purpose.CROP, 0, 6, CROP_DRAWS),
+        [(200, 300), (201, 301), (399, 333), (215, 640), (517, 229), (1030, 1025)],
+        strict=True,
+    ):
+        data = encode(picture(height, width), quality=95)
+        plain, scaled = (view(data, crop, 0.5, (32, 32), draws, flip, dct_scaling=on) for on in (False, True))
+        assert not torch.equal(plain, scaled)
+        difference = (plain.float() - scaled.float()).abs().mean()
+        assert difference < 4, (height, width)
+        assert difference < (plain.float() - scaled.roll(1, 2).float()).abs().mean() / 2, (height, width)
+
+
+def test_dct_scaling_keeps_the_crop_as_large_as_the_result() -> None:
+    """The image could be halved in all cases, the crop not."""
+    image = picture(80, 80)
+    data = encode(image)
+    halved = []
+    for draws in uniforms(0, Purpose.CROP, 0, 10, CROP_DRAWS):
+        plain, scaled = (
+            view(data, "random_resized", 0.5, (32, 32), draws, False, dct_scaling=on) for on in (False, True)
+        )
+        halved.append(not torch.equal(plain, scaled))
+        assert halved[-1] == (min(random_crop_box(80, 80, 0.5, draws)[2:]) >= 64)
+    assert any(halved) and not all(halved)
+
+
+def test_large_images_are_refused_with_dct_scaling_too() -> None:
+    data = encode(picture(50, 40))
+    for dct_scaling in (False, True):
+        with pytest.raises(ValueError, match="40 × 50 pixels, more than"):
+            view(data, "resize", 1.0, (8, 8), np.zeros(CROP_DRAWS), False, max_pixels=1999, dct_scaling=dct_scaling)
 
 
 @pytest.mark.parametrize("height", [32, 33, 50, 97, 100, 131])

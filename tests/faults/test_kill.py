@@ -34,7 +34,8 @@ def test_kill_9_and_resume_give_identical_losses(recipe: Callable[..., TrainConf
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(plain(killed.to_dict())))
     command = [sys.executable, "train.py", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, **threads})
     metrics = Path(killed.output_dir) / "metrics.jsonl"
     while process.poll() is None and (not metrics.is_file() or metrics.read_text().count("\n") < 12):
         time.sleep(0.005)

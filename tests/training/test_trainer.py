@@ -28,7 +28,7 @@ def lines(run: Path, evaluations: bool = False) -> list[dict[str, Any]]:
     """The metrics of a run without its speed."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in found if ("evaluation" in line) == evaluations]
-    return [{key: value for key, value in line.items() if key != "pairs_per_s"} for line in kept]
+    return [{key: value for key, value in line.items() if key not in ("pairs_per_s", "data_wait")} for line in kept]
 
 
 def resumed(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -132,7 +132,7 @@ def test_a_run_is_never_overwritten(recipe: Recipe) -> None:
         ({"seed": 1}, "seed was 0, is 1"),
         ({"training": {"global_batch": 4}}, "global_batch was 8, is 4"),
         ({"data": {"flip": 0.5}}, "transform was"),
-        ({"source": {"caption": "json:caption"}}, "captions was|shards was"),
+        ({"source": {"caption": "json:caption"}}, "captions was"),
     ],
 )
 def test_resuming_on_other_data_is_refused_and_named(recipe: Recipe, changes: dict[str, Any], named: str) -> None:
@@ -150,7 +150,9 @@ def test_resuming_on_changed_shards_is_refused(recipe: Recipe, colour_set: Path,
     run = train(recipe(source={"shards": str(folder)}), "")
     (run / "summary.json").unlink()
     write_tar(folder / "0.tar", colour_samples(17))
-    with pytest.raises(ConfigError, match="other data: shards was"):
+    with pytest.raises(
+        ConfigError, match=r"other data: samples was \d+, is \d+ \(0/0\.tar had 16 samples, has 17\); restore it"
+    ):
         train(resumed(recipe(source={"shards": str(folder)})), "")
 
 

@@ -1,0 +1,178 @@
+"""Catalogs: one table of all shards of a set, so that a run can start without opening any of them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrep.config.checks import ConfigError
+from mmrep.data.cache import cache_root
+from mmrep.data.remote import is_remote, read_remote, remote_size
+from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index, read_arrays, write_arrays
+from mmrep.data.tar import DataError
+
+CATALOG_VERSION = 1
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
+_FNV_PRIME = np.uint64(0x100000001B3)
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """What is known of every shard before it is opened.
+
+    Attributes:
+        addresses: (shards,) paths or addresses, UTF-8.
+        samples: (shards,) samples.
+        sizes: (shards,) bytes.
+        digests: (shards,) hexadecimal digests of the shards' indexes.
+        identities: (shards,) sums, modulo 2^64, of a hash of each sample's key and sizes.
+    """
+
+    addresses: NDArray
+    samples: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    digests: NDArray
+    identities: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def address(self, shard: int) -> str:
+        """Path or address of a shard."""
+        return self.addresses[shard].decode()
+
+    def name(self, shard: int) -> str:
+        """A shard's file name."""
+        return self.address(shard).rpartition("/")[2]
+
+
+def key_hashes(keys: NDArray, start: int) -> NDArray[np.uint64]:
+    """A 64-bit hash of each key (FNV-1a from `start`, then mixed); frozen, since the validation split rests on it."""
+    state = np.full(len(keys), start, dtype=np.uint64)
+    for column in keys.view(np.uint8).reshape(len(keys), keys.dtype.itemsize).T:
+        # A key ends at its first zero byte, so that its hash does not depend on the longest key of the shard.
+        state = np.where(column == 0, state, (state ^ column.astype(np.uint64)) * _FNV_PRIME)
+    return _mixed(state)
+
+
+def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(31))) * np.uint64(_MULTIPLIERS[0])
+    return (state ^ (state >> np.uint64(29))) * np.uint64(_MULTIPLIERS[1])
+
+
+def identity(index: ShardIndex) -> int:
+    """The sum, modulo 2^64, of a hash of each sample's key and the sizes of its members.
+
+    It does not depend on how samples are spread over shards, and differs between two downloads of one list of
+    addresses of which other images are gone or replaced.
+    """
+    total = key_hashes(index.keys, 0)
+    for extension, places in index.members.items():
+        salt = int.from_bytes(hashlib.blake2b(extension.encode(), digest_size=8).digest(), "little")
+        sizes = np.where(places[:, 0] < 0, np.uint64(0), places[:, 1].astype(np.uint64) + np.uint64(1))
+        total = _mixed(total ^ sizes * np.uint64(salt | 1))
+    return int(np.add.reduce(total, dtype=np.uint64))
+
+
+def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Catalog:
+    """The catalog of some shards: from the cache where none of them has changed, else from their indexes.
+
+    Raises:
+        DataError: see `load_index`.
+    """
+    addresses = np.array([str(shard).encode() for shard in shards])
+    state = hashlib.blake2b(addresses.tobytes() + str(Path.cwd()).encode(), digest_size=16)
+    place = cache_root() / "catalogs" / f"{state.hexdigest()}.npz"
+    stamps = np.array([_stamp(shard) for shard in shards], dtype=np.int64)
+    known = read_arrays(place.read_bytes()) if place.is_file() else None
+    if known is not None and known.get("version") == CATALOG_VERSION and np.array_equal(known["stamps"], stamps):
+        return _from_arrays(known)
+    rows = []
+    for i, shard in enumerate(shards):
+        index = load_index(shard)
+        rows.append((len(index), index.stamp[0], index.digest.encode(), identity(index)))
+        if progress:
+            progress(i + 1, len(shards))
+    samples, sizes, digests, identities = zip(*rows, strict=True)
+    catalog = Catalog(
+        addresses,
+        np.array(samples, dtype=np.int64),
+        np.array(sizes, dtype=np.int64),
+        np.array(digests),
+        np.array(identities, dtype=np.uint64),
+    )
+    try:
+        write_arrays(_to_arrays(catalog) | {"stamps": stamps}, place)
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
+    return catalog
+
+
+def _stamp(shard: Shard) -> tuple[int, int]:
+    if isinstance(shard, RemoteShard):
+        size = shard.size if shard.size is not None else remote_size(shard.address)
+        return -1 if size is None else size, 0
+    try:
+        stat = shard.stat()
+    except OSError as error:
+        raise DataError(f"{shard}: {error.strerror}") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def write_catalog(catalog: Catalog, place: Path) -> None:
+    """Writes a catalog file; shards in or below its folder are noted relative to it, so that a set can be moved."""
+    folder = f"{place.absolute().parent}/"
+    addresses = [catalog.address(shard) for shard in range(len(catalog))]
+    names = [name if is_remote(name) else str(Path(name).absolute()).removeprefix(folder) for name in addresses]
+    write_arrays(_to_arrays(catalog) | {"addresses": np.array([name.encode() for name in names])}, place)
+
+
+def read_catalog(place: str) -> Catalog:
+    """A catalog file, local or remote.
+
+    Raises:
+        ConfigError: no catalog, a damaged one, or one of another version.
+    """
+    if is_remote(place):
+        data = read_remote(place)
+    else:
+        try:
+            data = Path(place).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{place}: {error.strerror}") from error
+    arrays = read_arrays(data or b"")
+    if arrays is None or arrays.keys() < set(Catalog.__annotations__):
+        raise ConfigError(f"{place}: not a catalog, or damaged; `mmrep data index SHARDS --catalog {place}` writes one")
+    if arrays["version"] != CATALOG_VERSION:
+        raise ConfigError(f"{place}: a catalog of version {arrays['version']}, expected {CATALOG_VERSION}")
+    folder = place.rpartition("/")[0]
+    if folder:
+        prefix = f"{folder}/".encode()
+        whole = [name if _stands_alone(name) else prefix + name for name in arrays["addresses"].tolist()]
+        arrays["addresses"] = np.array(whole)
+    return _from_arrays(arrays)
+
+
+def _stands_alone(name: bytes) -> bool:
+    return name.startswith(b"/") or b"://" in name
+
+
+def _to_arrays(catalog: Catalog) -> dict[str, NDArray]:
+    return {name: getattr(catalog, name) for name in Catalog.__annotations__} | {"version": np.array(CATALOG_VERSION)}
+
+
+def _from_arrays(arrays: dict[str, NDArray]) -> Catalog:
+    return Catalog(**{name: arrays[name] for name in Catalog.__annotations__})
+
+
+def joined(catalogs: Sequence[Catalog]) -> Catalog:
+    """Several catalogs as one."""
+    return Catalog(
+        **{name: np.concatenate([getattr(one, name) for one in catalogs]) for name in Catalog.__annotations__}
+    )

@@ -1,0 +1,270 @@
+"""Decoded images of a set, kept as uint8 in one file that workers, ranks and later runs share."""
+
+import fcntl
+import hashlib
+import io
+import logging
+import mmap
+import os
+import uuid
+import warnings
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmrep.config.checks import ConfigError
+from mmrep.data.decode import FORMATS
+from mmrep.data.shards import DataError
+
+LOG = logging.getLogger("mmrep")
+_CHECK = np.dtype(np.uint32)
+
+Sizes = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Heights and widths in pixels, one of each an image; 0 × 0 for one that is not kept."""
+
+
+class DecodedImages:
+    """The decoded images of a set in one memory-mapped file, filled image by image as they are first used.
+
+    The file's pages are the system's page cache: however many processes read them they lie in memory once, and they
+    go under pressure. The file holds a checksum an image (CRC-32; 0: not decoded yet), then the pixels of one image
+    after the other, rows × columns × RGB.
+
+    What `get` returns is whole. `put` writes the pixels before the checksum, so a process killed in between leaves 0.
+    A machine that stops may have saved the checksum and not the pixels: each process compares the two when it first
+    uses an image, and one that fails counts as not decoded. For the same reason it does no harm if processes put the
+    same image at once, or see each other's writes in another order.
+
+    The space is reserved on creation, and written by system calls, never through the map: a full disk is an error
+    message at the start, where a write to a sparse map would end the process with SIGBUS.
+
+    Each process holds a shared lock on the file as long as the object or an image of it lives; `open` removes only
+    files that nobody has locked. The object can be pickled: a worker that receives it opens the same file.
+    """
+
+    def __init__(self, path: Path, sizes: Sizes) -> None:
+        """Opens a file that `open` has made, for images of the same sizes."""
+        self.path = path
+        self._sizes = sizes
+        count, ends = _layout(sizes)
+        self._offsets = ends - _pixel_bytes(sizes)
+        self._descriptor = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._descriptor)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        # The map has a duplicate of the descriptor, and thereby a share in the lock that outlives this object.
+        shared = mmap.mmap(self._descriptor, int(ends[-1]), access=mmap.ACCESS_READ)
+        self._file = np.frombuffer(shared, np.uint8)
+        self._checks = np.frombuffer(shared, _CHECK, count)
+        with warnings.catch_warnings(action="ignore"):
+            self._pixels = torch.from_numpy(self._file)  # warns that nobody may write to it, which is the point
+        self._verified = bytearray(count)
+
+    @classmethod
+    def open(cls, root: Path, digest: str, sizes: Sizes, limit_bytes: int) -> "DecodedImages | None":
+        """The images of a set: those that earlier processes have decoded, or none yet. Processes may call it at once.
+
+        Files of other sets are removed, the longest unused first, until those in `root` take `limit_bytes` at most;
+        never one that a live process has open.
+
+        Args:
+            root: the folder of all such files; made where it is missing.
+            digest: of all that the pixels follow from: the image files' content, and how they are decoded.
+            sizes: of every image, as `image_sizes` gives them.
+            limit_bytes: of pixels.
+
+        Returns:
+            None where the images take more than `limit_bytes`, or there are no pixels at all.
+
+        Raises:
+            ConfigError: no space, or no access.
+        """
+        pixels = int(_pixel_bytes(sizes).sum())
+        if not 0 < pixels <= limit_bytes:
+            return None
+        size = int(_layout(sizes)[1][-1])
+        shape = hashlib.blake2b(np.stack(sizes).astype("<i4").tobytes(), digest_size=4).hexdigest()
+        path = root / f"{digest}-{shape}.pixels"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _alone(root / "lock"):
+                _make_room(path, size, limit_bytes)
+                if not path.exists() or path.stat().st_size != size:  # another size: the machine stopped in creation
+                    _create(path, size)
+                os.utime(path)
+                return cls(path, sizes)
+        except OSError as error:
+            raise _no_access(path, error, size) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DecodedImages, (self.path, self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._checks)
+
+    def get(self, number: int) -> UInt8[torch.Tensor, "3 height width"] | None:
+        """An image, laid out channels last as `decode_image` has it; None if it isn't decoded yet.
+
+        A view of memory that nobody may write to: writing in place ends the process.
+        """
+        check = int(self._checks[number])
+        if check == 0:
+            return None
+        height, width, start = self._place(number)
+        if not self._verified[number]:
+            if _checksum(self._file[start : start + 3 * height * width]) != check:
+                return None
+            self._verified[number] = 1
+        return self._pixels.as_strided((3, height, width), (1, 3 * width, 3), start)
+
+    def put(self, number: int, image: UInt8[torch.Tensor, "3 height width"]) -> None:
+        """Keeps an image.
+
+        Raises:
+            DataError: its size is not the announced one.
+            ConfigError: it can't be written.
+        """
+        height, width, start = self._place(number)
+        if tuple(image.shape[1:]) != (height, width):
+            found = f"{image.shape[1]} × {image.shape[2]}"
+            raise DataError(
+                f"{self.path}: image {number}: {found} pixels (height × width) where its header announced "
+                f"{height} × {width}; did its shard change during the run?"
+            )
+        pixels = image.permute(1, 2, 0).flatten().numpy()
+        try:
+            _write(self._descriptor, pixels.data, start)
+            check = np.array(_checksum(pixels), _CHECK)
+            _write(self._descriptor, memoryview(check.tobytes()), number * _CHECK.itemsize)
+        except OSError as error:
+            raise _no_access(self.path, error, len(self._file)) from error
+
+    def filled(self) -> int:
+        """How many images are decoded; those of an earlier run are counted before they are verified."""
+        return int(np.count_nonzero(self._checks))
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Height, width, and where the pixels begin."""
+        heights, widths = self._sizes
+        return int(heights[number]), int(widths[number]), int(self._offsets[number])
+
+
+def image_sizes(
+    reader: Callable[[int], bytes], count: int, progress: Callable[[int, int], None] | None = None
+) -> Sizes:
+    """Heights and widths of images, from their headers.
+
+    Args:
+        reader: gives the image file of a number from 0 to count - 1.
+        count: images.
+        progress: called with (images read, images).
+
+    Returns:
+        int32 arrays; 0 × 0 for an image that is missing (the reader's DataError), unreadable or above Pillow's limit
+        of pixels: it is never kept, so that the loader meets the error itself, as it would without the store.
+    """
+    heights, widths = np.zeros((2, count), np.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for number in range(count):
+            with suppress(DataError):
+                heights[number], widths[number] = _size(reader(number))
+            if progress:
+                progress(number + 1, count)
+    return heights, widths
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:
+        # Pillow has errors of many types for damaged headers; the loader meets the same one when it decodes.
+        return 0, 0
+    return height, width
+
+
+def _pixel_bytes(sizes: Sizes) -> NDArray[np.int64]:
+    heights, widths = sizes
+    return 3 * heights.astype(np.int64) * widths
+
+
+def _layout(sizes: Sizes) -> tuple[int, NDArray[np.int64]]:
+    """How many images, and where in the file the pixels of each one end."""
+    count = len(sizes[0])
+    return count, count * _CHECK.itemsize + np.cumsum(_pixel_bytes(sizes))
+
+
+def _checksum(pixels: NDArray[np.uint8]) -> int:
+    return zlib.crc32(pixels.data) or 1
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock of a process that dies."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _create(path: Path, size: int) -> None:
+    """A file of zeros, there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)  # macOS can't reserve; there a full disk is met by `put`
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_room(path: Path, size: int, limit_bytes: int) -> None:
+    """Removes what killed processes left half-made, then unused files until `size` bytes more stay within the limit."""
+    for left in path.parent.glob("*.tmp"):
+        left.unlink()
+    others = [(other.stat(), other) for other in path.parent.glob("*.pixels") if other != path]
+    total = size + sum(stat.st_size for stat, _ in others)
+    for stat, other in sorted(others, key=lambda item: item[0].st_mtime_ns):
+        if total > limit_bytes and _remove_unused(other):
+            total -= stat.st_size
+            LOG.info("removed %s (%.1f MB of decoded images, unused for longest)", other, stat.st_size / 1e6)
+
+
+def _remove_unused(path: Path) -> bool:
+    """Removes a file unless a process has it open; whether it did."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _no_access(path: Path, error: OSError, size: int) -> ConfigError:
+    place = error.filename or path
+    return ConfigError(
+        f"{place}: {error.strerror} ({size / 1e6:.1f} MB of decoded images); MMREP_CACHE moves the cache"
+    )

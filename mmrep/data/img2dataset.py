@@ -1,0 +1,119 @@
+"""img2dataset's statistics: how many rows of the list a download reached, and whether shards are whole since."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from mmrep.data.tar import DataError
+
+_REASONS_SHOWN = 3
+
+
+class ShardStats(NamedTuple):
+    """What img2dataset noted of a shard.
+
+    Attributes:
+        path: the `_stats.json`.
+        rows: of the list, that the shard was to hold.
+        successes: samples that it holds.
+        failed: rows for each reason of failure, as img2dataset words it.
+    """
+
+    path: Path
+    rows: int
+    successes: int
+    failed: dict[str, int]
+
+
+def stats_of(shard: Path) -> ShardStats | None:
+    """The statistics beside a shard (`00000_stats.json` of `00000.tar`); None where there are none.
+
+    Raises:
+        DataError: the file can't be read or isn't one of img2dataset's; its numbers contradict each other.
+    """
+    path = shard.with_name(f"{shard.stem}_stats.json")
+    try:
+        stats = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}; remove it if the download can't be accounted for") from error
+    rows, successes, lost, shrunk = (
+        _number(stats, name, path) for name in ("count", "successes", "failed_to_download", "failed_to_resize")
+    )
+    # Fewer are possible: a row that img2dataset itself stumbles over counts as neither.
+    if successes + lost + shrunk > rows:
+        raise DataError(f"{path}: {rows} rows, but {successes} + {lost} + {shrunk} succeeded or failed; remove it")
+    return ShardStats(path, rows, successes, _reasons(stats, path, rows - successes))
+
+
+def _number(stats: object, name: str, path: Path) -> int:
+    value = stats.get(name) if isinstance(stats, dict) else None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"{path}: expected a number under {name!r}, got {str(value)[:40]}; is it img2dataset's?")
+    return value
+
+
+def _reasons(stats: dict[str, object], path: Path, missing: int) -> dict[str, int]:
+    """Failures by reason; what no reason is given for stands under `other`."""
+    status = stats.get("status_dict")
+    status = status if isinstance(status, dict) else {}
+    failed = {reason: _number(status, reason, path) for reason in status if reason != "success"}
+    other = missing - sum(failed.values())
+    return failed | ({"other": other} if other > 0 else {})
+
+
+def check_against(index_length: int, stats: ShardStats) -> None:
+    """Raises DataError unless a shard holds as many samples as were downloaded into it."""
+    if index_length != stats.successes:
+        change = "samples were lost" if index_length < stats.successes else "samples were added"
+        raise DataError(
+            f"{stats.path}: {stats.successes:,} samples were downloaded, but the shard holds {index_length:,}: {change}"
+            " since; download the shard again, or remove this file if the change was meant"
+        )
+
+
+class Accounting:
+    """Sums over shards.
+
+    Attributes:
+        shards: added.
+        without: of these, shards without statistics.
+        rows: of the lists.
+        successes: rows that were downloaded.
+        failed: rows for each reason.
+    """
+
+    def __init__(self) -> None:
+        self.shards = self.without = self.rows = self.successes = 0
+        self.failed: Counter[str] = Counter()
+
+    def add(self, shard: Path, samples: int) -> None:
+        """Adds a shard that holds so many samples.
+
+        Raises:
+            DataError: see `stats_of` and `check_against`.
+        """
+        self.shards += 1
+        stats = stats_of(shard)
+        if stats is None:
+            self.without += 1
+            return
+        check_against(samples, stats)
+        self.rows += stats.rows
+        self.successes += stats.successes
+        self.failed.update(stats.failed)
+
+    def text(self) -> str | None:
+        """One line for the log; None where no shard has statistics."""
+        if self.without == self.shards:
+            return None
+        line = f"{self.successes:,} of {self.rows:,} rows were downloaded"
+        if missing := self.rows - self.successes:
+            shown = [f"{reason} {100 * n / self.rows:.1f}%" for reason, n in self.failed.most_common(_REASONS_SHOWN)]
+            shown += ["…"] if len(self.failed) > _REASONS_SHOWN else []
+            line += f" ({100 * missing / self.rows:.1f}% missing: {', '.join(shown)})"
+        return line + (f"; {self.without:,} of {self.shards:,} shards have no statistics" if self.without else "")

@@ -1,0 +1,115 @@
+"""The ledger: which sample every pair of a run was, by which anybody can prove its order afterwards."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrep.config.checks import ConfigError
+from mmrep.data.loader import Steps
+
+FOLDER = "ledger"
+_PLAN = "plan.json"
+_ROW = 3
+"""Numbers of a pair: its slot, the sample that the order put there, the sample that was used."""
+
+
+class Ledger:
+    """One process's part of the ledger, appended step by step.
+
+    Args:
+        run: the run's folder.
+        steps: the process's batches.
+        rank: its number.
+    """
+
+    def __init__(self, run: Path, steps: Steps, rank: int) -> None:
+        self._steps = steps
+        folder = run / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            sources = steps.sources
+            plan = {"starts": sources.starts, "sizes": steps.order.sizes, "global_batch": steps.plan.global_batch}
+            (folder / _PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
+        self._file = (folder / f"rank_{rank}.bin").open("ab")
+        # What a kill cut in two is written again by the run that goes on.
+        self._file.truncate(self._file.tell() // (8 * _ROW) * (8 * _ROW))
+
+    def write(self, step: int, used: NDArray[np.int64]) -> None:
+        """The samples of a step's pairs: those scheduled, and those used."""
+        steps = self._steps
+        first = step * steps.plan.global_batch + steps.offset
+        group, position = steps.order.slots(first, steps.local)
+        scheduled = np.array(steps.sources.starts)[group] + position
+        rows = np.stack([np.arange(first, first + steps.local), scheduled, used], axis=1)
+        self._file.write(rows.astype("<i8").tobytes())
+        self._file.flush()
+
+
+class LedgerReport(NamedTuple):
+    """What a ledger proves.
+
+    Attributes:
+        pairs: pairs of the run, each counted once.
+        repeated: pairs that were trained on again after a resume.
+        replaced: pairs whose sample was replaced by another.
+        epochs: whole epochs of each group of sources.
+        problems: a line each; none: each sample stood once in every epoch.
+    """
+
+    pairs: int
+    repeated: int
+    replaced: int
+    epochs: list[int]
+    problems: list[str]
+
+    def text(self) -> str:
+        """As lines for the terminal."""
+        epochs = ", ".join(map(str, self.epochs))
+        found = f"{len(self.problems)} problems" if self.problems else "each sample exactly once in every epoch"
+        counts = f"{self.pairs} pairs, {self.repeated} repeated after a resume, {self.replaced} replaced"
+        return "\n".join([*self.problems, f"{counts}; whole epochs: {epochs}; {found}"])
+
+
+def check_ledger(run: Path) -> LedgerReport:
+    """Proves the order of a run from its ledger: no slot missing or ambiguous, each sample once an epoch.
+
+    Raises:
+        ConfigError: the run has no ledger.
+    """
+    folder = run / FOLDER
+    files = sorted(folder.glob("rank_*.bin"))
+    if not files or not (folder / _PLAN).is_file():
+        raise ConfigError(f"{folder}: no ledger; a run with --data.ledger true writes one")
+    plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    parts = [np.fromfile(file, dtype="<i8") for file in files]
+    rows = np.concatenate([part[: len(part) // _ROW * _ROW].reshape(-1, _ROW) for part in parts])
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    again = np.zeros(len(rows), dtype=bool)
+    again[1:] = rows[1:, 0] == rows[:-1, 0]
+    problems = []
+    differing = np.flatnonzero(again[1:] & (rows[1:] != rows[:-1]).any(1)) + 1
+    problems += [f"slot {rows[row, 0]}: another sample after a resume" for row in differing.tolist()]
+    once = rows[~again]
+    present = once[:, 0]
+    if len(present) != (present[-1] + 1 if len(present) else 0):
+        missing = int(np.flatnonzero(present != np.arange(len(present)))[0])
+        problems.append(f"slot {missing} is missing (and maybe later ones): {present[-1] + 1 - len(present)} in all")
+    epochs = []
+    for start, size in zip(plan["starts"], plan["sizes"], strict=True):
+        scheduled = once[(once[:, 1] >= start) & (once[:, 1] < start + size), 1] - start
+        epochs.append(len(scheduled) // size)
+        for epoch in range(-(-len(scheduled) // size)):
+            drawn = scheduled[epoch * size : (epoch + 1) * size]
+            twice = len(drawn) - len(np.unique(drawn))
+            if twice:
+                problems.append(f"samples from number {start} on, epoch {epoch}: {twice} drawn more than once")
+    stray = len(once) - sum(
+        int(((once[:, 1] >= start) & (once[:, 1] < start + size)).sum())
+        for start, size in zip(plan["starts"], plan["sizes"], strict=True)
+    )
+    if stray:
+        problems.append(f"{stray} pairs of samples that the sources do not have")
+    return LedgerReport(len(once), int(again.sum()), int((once[:, 1] != once[:, 2]).sum()), epochs, problems)

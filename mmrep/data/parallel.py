@@ -1,0 +1,42 @@
+"""One function over many items, in several processes."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def over(
+    items: Sequence[Item],
+    function: Callable[[Item], Result],
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Result]:
+    """The function's results, in the order of the items.
+
+    Args:
+        items: its arguments.
+        function: can be pickled.
+        workers: processes; 1: this one.
+        progress: called with (items done, items).
+    """
+    if workers <= 1 or len(items) <= 1:
+        yield from _counted(map(function, items), len(items), progress)
+        return
+    with multiprocessing.get_context("fork").Pool(min(workers, len(items)), _leave_ctrl_c) as pool:
+        yield from _counted(pool.imap(function, items), len(items), progress)
+
+
+def _counted(results: Iterator[Result], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Result]:
+    for done, result in enumerate(results, start=1):
+        if progress:
+            progress(done, total)
+        yield result
+
+
+def _leave_ctrl_c() -> None:
+    """Ctrl-C reaches the whole process group: the parent ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,86 @@
+"""Which rows of each shard a subset of a source keeps: found once, kept in the cache, mapped into memory."""
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrep.config.checks import ConfigError
+from mmrep.data.cache import cache_root
+from mmrep.data.catalog import Progress
+from mmrep.data.shards import ShardIndex
+from mmrep.data.subsets import read_subset, select, shard_uids
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows that are left to train on.
+
+    Attributes:
+        counts: (shards,) how many of each shard.
+        digest: of subset, shards and validation fraction.
+        all_rows: (samples,) rows, shard after shard; a file mapped into memory.
+    """
+
+    counts: NDArray[np.int64]
+    digest: str
+    all_rows: NDArray[np.int32]
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """The rows of one shard, ascending."""
+        begin = int(self.counts[:shard].sum())
+        return self.all_rows[begin : begin + int(self.counts[shard])].astype(np.int64)
+
+    @classmethod
+    def of(
+        cls,
+        subset: str,
+        shards: NDArray,
+        fraction: float,
+        candidates: Callable[[int], tuple[ShardIndex, NDArray[np.int64]]],
+        progress: Progress | None = None,
+    ) -> "Selection":
+        """The rows whose uid is in a subset.
+
+        Args:
+            subset: an .npy file of uids, as DataComp publishes them.
+            shards: (shards,) digests of the shards' indexes.
+            fraction: of the validation split.
+            candidates: a shard's index and its rows that are not held out.
+            progress: called with (shards done, shards).
+
+        Raises:
+            ConfigError: not a list of uids, or none of them is in the shards.
+            DataError: a sample without uid.
+        """
+        uids = read_subset(Path(subset))
+        state = hashlib.blake2b(digest_size=16)
+        state.update(np.ascontiguousarray(uids).view(np.uint8).data)
+        state.update(shards.tobytes() + repr(fraction).encode())
+        digest = state.hexdigest()
+        folder = cache_root() / "selections"
+        rows, ends = folder / f"{digest}.rows.npy", folder / f"{digest}.counts.npy"
+        if not (rows.is_file() and ends.is_file()):
+            found = []
+            for shard in range(len(shards)):
+                index, free = candidates(shard)
+                found.append(np.intersect1d(select(shard_uids(index), uids), free, assume_unique=True))
+                if progress:
+                    progress(shard + 1, len(shards))
+            _save(np.concatenate(found).astype(np.int32), rows)
+            _save(np.array([len(kept) for kept in found], dtype=np.int64), ends)
+        counts = np.load(ends, allow_pickle=False)
+        if not counts.sum():
+            raise ConfigError(f"subset {subset}: none of its {len(uids)} uids is in the shards")
+        return cls(counts, digest, np.load(rows, mmap_mode="r", allow_pickle=False))
+
+
+def _save(array: NDArray, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.npy")
+    np.save(temporary, array, allow_pickle=False)
+    temporary.replace(place)
