@@ -226,7 +226,10 @@ def _start_worker(_: int) -> None:
 def data_state(steps: Steps) -> dict[str, object]:
     """What has to be the same for a resumed run to continue with the same batches."""
     config, plan, sources = steps.config, steps.plan, steps.sources
-    transform = [config.crop, config.min_scale, config.flip, config.dct_scaling]
+    transform: dict[str, object] = {
+        name: getattr(config, name) for name in ("crop", "min_scale", "flip", "dct_scaling")
+    }
+    transform["stages"] = [[stage.first, *stage.size, *stage.patches] for stage in plan.stages]
     return {
         "order_version": ORDER_VERSION,
         "seed": plan.seed,
@@ -237,6 +240,6 @@ def data_state(steps: Steps) -> dict[str, object]:
         "shards": len(sources.catalog),
         "samples": len(sources),
         "sources": sources.digest(),
-        "transform": [*transform, *([stage.first, *stage.size, *stage.patches] for stage in plan.stages)],
+        "transform": transform,
         "tokenizer": steps.tokenizer.digest(),
     }

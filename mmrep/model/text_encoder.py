@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.tokenizer import SimpleTokenizer
@@ -16,6 +18,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.model import TextConfig
 from mmrep.model.seeding import seeded
 
+KNOWN_TEXTS = 65_536
 BUCKET = 8
 """Texts are cut to multiples of this, so that torch.compile meets few lengths."""
 
@@ -98,6 +101,7 @@ class ClipTokenizer:
         self.context_length = context_length
         self.cut = cut
         self._bpe = SimpleTokenizer(context_length=context_length)
+        self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: str | list[str]) -> Int64[Tensor, "batch context"]:
         """Token ids padded to the context length, as open_clip's tokenizer gives them."""
@@ -105,12 +109,27 @@ class ClipTokenizer:
 
     def batch(self, texts: list[str]) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, " batch"]]:
         """Token ids, cut to the longest text where that is exact, and the texts' lengths."""
-        tokens = self._bpe(texts)
-        lengths = (tokens == self._bpe.eot_token_id).int().argmax(1) + 1
+        rows = [self._encode(text) for text in texts]
+        lengths = torch.tensor([len(row) for row in rows])
+        width = self.context_length
         if self.cut:
-            longest = -(-int(lengths.max()) // BUCKET) * BUCKET
-            tokens = tokens[:, : min(longest, self.context_length)].contiguous()
-        return tokens, lengths
+            width = min(-(-int(lengths.max()) // BUCKET) * BUCKET, width)
+        tokens = np.zeros((len(rows), width), dtype=np.int64)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        return torch.from_numpy(tokens), lengths
+
+    def _encode(self, text: str) -> list[int]:
+        """A text's ids with start and end; the last distinct texts are kept, of which class-name captions have few."""
+        ids = self._known.get(text)
+        if ids is None:
+            ids = [self._bpe.sot_token_id, *self._bpe.encode(text), self._bpe.eot_token_id]
+            if len(ids) > self.context_length:
+                ids = [*ids[: self.context_length - 1], ids[-1]]
+            if len(self._known) == KNOWN_TEXTS:
+                self._known.clear()
+            self._known[text] = ids
+        return ids
 
     def digest(self) -> str:
         """Changes where any text would get other ids."""

@@ -256,14 +256,14 @@ def resume(
             LOG.info("no checkpoint in %s yet: starting from the beginning", folder)
         return {}
     state = load_checkpoint(place, model, optimizer).state
-    now = data_state(steps)
-    for name, before in state["data"].items():
-        if now.get(name) != before:
-            difference = name_difference(place.parent.parent / INVENTORY, steps.sources)
-            raise ConfigError(
-                f"checkpoint {place} was made with other data: {name} was {before}, is {now.get(name)}"
-                f"{f' ({difference})' if difference else ''}; restore it, or start a new run in another --output_dir"
-            )
+    changed = differences(state["data"], data_state(steps))
+    if changed:
+        name, (before, now) = next(iter(changed.items()))
+        difference = name_difference(place.parent.parent / INVENTORY, steps.sources)
+        raise ConfigError(
+            f"checkpoint {place} was made with other data: {name} was {before}, is {now}"
+            f"{f' ({difference})' if difference else ''}; restore it, or start a new run in another --output_dir"
+        )
     LOG.info("resuming from %s", place)
     return state
 

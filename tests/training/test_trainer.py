@@ -131,7 +131,7 @@ def test_a_run_is_never_overwritten(recipe: Recipe) -> None:
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"training": {"global_batch": 4}}, "global_batch was 8, is 4"),
-        ({"data": {"flip": 0.5}}, "transform was"),
+        ({"data": {"flip": 0.5}}, "transform.flip was 0.0, is 0.5"),
         ({"source": {"caption": "json:caption"}}, "captions was"),
     ],
 )
