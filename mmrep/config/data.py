@@ -1,5 +1,6 @@
 """Where training pairs come from and how an image is cropped."""
 
+import re
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,9 +37,12 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.shards), "data.train: a source needs `shards`, as in shards: train/{00000..00099}.tar")
-        kinds = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
-        require(bool(kinds), "data.train caption: expected at least one kind")
-        for kind, weight in kinds.items():
+        for place in [self.shards] if isinstance(self.shards, str) else self.shards:
+            # It would be written to config.yaml, and go to the Hub with the model.
+            secret = re.search(r"://[^/@]*:[^/@]*@", place)
+            require(secret is None, "data.train shards: a password in an address; the protocol's own settings take it")
+        require(bool(self._kinds), "data.train caption: expected at least one kind")
+        for kind, weight in self._kinds.items():
             valid = kind in ("txt", "cls") or (kind.startswith("json:") and len(kind) > 5)
             require(valid, f"data.train caption: unknown value {kind!r} (valid: {', '.join(CAPTION_KINDS)})")
             above(f"data.train caption {kind}", weight, 0)
@@ -46,8 +50,12 @@ class SourceConfig:
 
     def caption_shares(self) -> dict[str, float]:
         """The kinds of caption and their shares, which sum to 1."""
-        kinds = self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
-        return {kind: weight / sum(kinds.values()) for kind, weight in kinds.items()}
+        total = sum(self._kinds.values())
+        return {kind: weight / total for kind, weight in self._kinds.items()}
+
+    @property
+    def _kinds(self) -> dict[str, float]:
+        return self.caption if isinstance(self.caption, dict) else {self.caption: 1.0}
 
 
 @dataclass(frozen=True)

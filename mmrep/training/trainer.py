@@ -186,7 +186,6 @@ def finish(run: Run) -> None:
         summary = {
             "steps": run.config.training.steps,
             "batches": f"{checksum % 2**64:016x}",
-            "data": run.steps.sources.describe(),
             "bad_samples": bad,
             "cost": costs(run, peak),
             **about,
@@ -216,6 +215,7 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "model_digest": model,
         "config_digest": hashlib.sha256(config.encode()).hexdigest(),
+        "data": run.steps.sources.describe(),
         "device": torch.cuda.get_device_name() if run.device.type == "cuda" else platform.machine(),
         "versions": {"mmrep": __version__, "python": platform.python_version()}
         | {package: version(package) for package in packages},
