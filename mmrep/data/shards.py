@@ -296,9 +296,18 @@ class _OpenFile:
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _open(path: Shard, stamp: tuple[int, int]) -> "_OpenFile | HeldFile":  # noqa: ARG001  # part of the cache's key
+def _open(path: Path, stamp: tuple[int, int]) -> _OpenFile:  # noqa: ARG001  # part of the cache's key
     """The file of a shard; `stamp` tells a shard from one that it has replaced."""
-    return _OpenFile(path) if isinstance(path, Path) else path.open()
+    return _OpenFile(path)
+
+
+def _read(index: ShardIndex, size: int, offset: int) -> bytes:
+    """Bytes of a shard. A copy in the cache is held for this long only: all it takes to open it are 25 µs, and copies
+    kept open could not be evicted."""
+    if isinstance(index.path, Path):
+        return os.pread(_open(index.path, index.stamp).descriptor, size, offset)
+    with index.path.open() as held:
+        return os.pread(held.descriptor, size, offset)
 
 
 def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
@@ -312,7 +321,7 @@ def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
     if offset < 0:
         raise DataError(f"{index.sample(sample)} has no member {extension!r} (it has {_extensions(index, sample)})")
     try:
-        data = os.pread(_open(index.path, index.stamp).descriptor, size, offset)
+        data = _read(index, size, offset)
     except OSError as error:
         raise DataError(f"{index.sample(sample)}, member {extension!r}: {error.strerror}") from error
     if len(data) != size:
