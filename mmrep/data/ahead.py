@@ -2,15 +2,11 @@
 
 import logging
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmrep.data.loader import Steps
 from mmrep.data.remote import Prefetcher, Wanted
 from mmrep.data.shards import RemoteShard
 
 LOG = logging.getLogger("mmrep")
-_BLOCKS = 2
 _THREADS = 8
 
 
@@ -25,7 +21,7 @@ class Ahead:
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._last: list[list[int]] = []
+        self._last: list[int] = []
         self._prefetcher = Prefetcher(steps.sources.cache, _THREADS) if steps.sources.through_cache else None
         if self._prefetcher:
             self._check_room()
@@ -34,43 +30,53 @@ class Ahead:
         """Training is at this step."""
         if self._prefetcher is None:
             return
-        shards = self._shards(step, _BLOCKS)
-        if [group.tolist() for group in shards] != self._last:
-            self._last = [group.tolist() for group in shards]
-            self._prefetcher.want(self._wanted(shards))
+        present, following = self._shards(step)
+        if present + following != self._last:
+            self._last = present + following
+            self._prefetcher.want(self._wanted(self._last))
 
     def close(self) -> None:
         """Asks for nothing more."""
         if self._prefetcher:
             self._prefetcher.close()
 
-    def _shards(self, step: int, blocks: int) -> list[NDArray[np.int64]]:
-        steps = self._steps
-        return steps.order.shards_ahead(step * steps.plan.global_batch, blocks)
+    def _shards(self, step: int) -> tuple[list[int], list[int]]:
+        """The shards of the block that every source is in, and those of the blocks that follow, each in the order of
+        use; without those that no sample is drawn from."""
+        order, sources = self._steps.order, self._steps.sources
+        slot = step * self._steps.plan.global_batch
+        present: list[int] = []
+        following: list[int] = []
+        parts = zip(sources.shard_starts, order.shards_ahead(slot, 1), order.shards_ahead(slot, 2), strict=True)
+        for begin, now, both in parts:
+            used = begin + both[sources.counts[begin + both] > 0]
+            count = int((sources.counts[begin + now] > 0).sum())
+            present += used[:count].tolist()
+            following += used[count:].tolist()
+        return present, following
 
-    def _wanted(self, shards: list[NDArray[np.int64]]) -> list[Wanted]:
+    def _wanted(self, shards: list[int]) -> list[Wanted]:
+        """Those of the shards that are read through the cache, as far as they fit into it together."""
         sources = self._steps.sources
         room = sources.cache_bytes
-        wanted: dict[str, Wanted] = {}
-        for begin, group in zip(sources.shard_starts, shards, strict=True):
-            for shard in (begin + group).tolist():
-                room -= int(sources.catalog.sizes[shard])
-                if room < 0:
-                    return list(wanted.values())
-                place = sources.shard(shard)
-                if isinstance(place, RemoteShard):
-                    wanted[place.address] = (place.address, place.size, place.checksum)
-        return list(wanted.values())
+        wanted: list[Wanted] = []
+        for shard in dict.fromkeys(shards):
+            place = sources.shard(shard)
+            if not isinstance(place, RemoteShard):
+                continue
+            room -= int(sources.catalog.sizes[shard])
+            if room < 0:
+                break
+            wanted.append((place.address, place.size, place.checksum))
+        return wanted
 
     def _check_room(self) -> None:
         sources = self._steps.sources
-        block = sum(
-            int(sources.catalog.sizes[begin + group].sum())
-            for begin, group in zip(sources.shard_starts, self._shards(0, 1), strict=True)
-        )
+        shards = [shard for shard in self._shards(0)[0] if isinstance(sources.shard(shard), RemoteShard)]
+        block = int(sources.catalog.sizes[shards].sum())
         if block > sources.cache_bytes:
             LOG.warning(
-                "the shards that are shuffled together take %.1f GB, data.cache_gb is %.1f: each will be downloaded "
+                "the shards that are shuffled together take %.3g GB, data.cache_gb is %.3g: each will be downloaded "
                 "many times; raise it, or lower data.shuffle_block",
                 block / 2**30,
                 sources.cache_bytes / 2**30,

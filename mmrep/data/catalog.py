@@ -75,8 +75,9 @@ def identity(index: ShardIndex) -> int:
     total = key_hashes(index.keys, 0)
     for extension, places in index.members.items():
         salt = int.from_bytes(hashlib.blake2b(extension.encode(), digest_size=8).digest(), "little")
-        sizes = np.where(places[:, 0] < 0, np.uint64(0), places[:, 1].astype(np.uint64) + np.uint64(1))
-        total = _mixed(total ^ sizes * np.uint64(salt | 1))
+        sizes = places[:, 1].astype(np.uint64) + np.uint64(1)
+        # A member that only other samples of the shard have must leave no trace.
+        total = np.where(places[:, 0] < 0, total, _mixed(total ^ sizes * np.uint64(salt | 1)))
     return int(np.add.reduce(total, dtype=np.uint64))
 
 
@@ -147,10 +148,13 @@ def read_catalog(place: str) -> Catalog:
         except OSError as error:
             raise ConfigError(f"{place}: {error.strerror}") from error
     arrays = read_arrays(data or b"")
-    if arrays is None or arrays.keys() < set(Catalog.__annotations__):
-        raise ConfigError(f"{place}: not a catalog, or damaged; `mmrep data index SHARDS --catalog {place}` writes one")
-    if arrays["version"] != CATALOG_VERSION:
-        raise ConfigError(f"{place}: a catalog of version {arrays['version']}, expected {CATALOG_VERSION}")
+    again = f"`mmrep data index SHARDS --catalog {place}` writes one"
+    if arrays and "version" in arrays and arrays["version"].tolist() != CATALOG_VERSION:
+        raise ConfigError(f"{place}: a catalog of version {arrays['version']}, expected {CATALOG_VERSION}; {again}")
+    if arrays is None or not arrays.keys() >= {*Catalog.__annotations__, "version"}:
+        raise ConfigError(f"{place}: not a catalog, or damaged; {again}")
+    if {arrays[name].shape for name in Catalog.__annotations__} != {(max(arrays["addresses"].size, 1),)}:
+        raise ConfigError(f"{place}: a catalog without shards, or with tables of different lengths; {again}")
     folder = place.rpartition("/")[0]
     if folder:
         prefix = f"{folder}/".encode()

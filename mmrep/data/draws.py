@@ -77,5 +77,8 @@ def permutation(
         purpose: what the draws are for.
     """
     first, skipped = divmod(begin, _BLOCK)
-    keys = random_bits(seed, purpose, first, -(-(skipped + size) // _BLOCK), _BLOCK, stream)
-    return np.argsort(keys.ravel()[skipped : skipped + size], kind="stable")
+    words = random_bits(seed, purpose, first, -(-(skipped + size) // _BLOCK), _BLOCK, stream)
+    keys = words.ravel()[skipped : skipped + size]
+    order = np.argsort(keys)  # several times as fast as a stable sort, and the same where no two are equal
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order

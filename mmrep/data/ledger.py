@@ -33,9 +33,10 @@ class Ledger:
             sources = steps.sources
             plan = {"starts": sources.starts, "sizes": steps.order.sizes, "global_batch": steps.plan.global_batch}
             (folder / _PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
-        self._file = (folder / f"rank_{rank}.bin").open("ab")
-        # What a kill cut in two is written again by the run that goes on.
-        self._file.truncate(self._file.tell() // (8 * _ROW) * (8 * _ROW))
+        self._place = folder / f"rank_{rank}.bin"
+        with self._place.open("ab") as file:
+            # What a kill cut in two is written again by the run that goes on.
+            file.truncate(file.tell() // (8 * _ROW) * (8 * _ROW))
 
     def write(self, step: int, used: NDArray[np.int64]) -> None:
         """The samples of a step's pairs: those scheduled, and those used."""
@@ -44,8 +45,8 @@ class Ledger:
         group, position = steps.order.slots(first, steps.local)
         scheduled = np.array(steps.sources.starts)[group] + position
         rows = np.stack([np.arange(first, first + steps.local), scheduled, used], axis=1)
-        self._file.write(rows.astype("<i8").tobytes())
-        self._file.flush()
+        with self._place.open("ab") as file:
+            file.write(rows.astype("<i8").tobytes())
 
 
 class LedgerReport(NamedTuple):
@@ -94,12 +95,17 @@ def check_ledger(run: Path) -> LedgerReport:
     problems += [f"slot {rows[row, 0]}: another sample after a resume" for row in differing.tolist()]
     once = rows[~again]
     present = once[:, 0]
-    if len(present) != (present[-1] + 1 if len(present) else 0):
-        missing = int(np.flatnonzero(present != np.arange(len(present)))[0])
-        problems.append(f"slot {missing} is missing (and maybe later ones): {present[-1] + 1 - len(present)} in all")
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    if len(gaps):
+        problems.append(f"slot {gaps[0]} is missing (and maybe later ones): {present[-1] + 1 - len(present)} in all")
+    elif len(present) % plan["global_batch"]:
+        step, pairs = divmod(len(present), plan["global_batch"])
+        problems.append(f"step {step} has {pairs} of {plan['global_batch']} pairs: stopped within it, or cut")
+    # Where a slot is missing, nobody knows which epoch the later ones belong to.
+    known = once[: gaps[0]] if len(gaps) else once
     epochs = []
     for start, size in zip(plan["starts"], plan["sizes"], strict=True):
-        scheduled = once[(once[:, 1] >= start) & (once[:, 1] < start + size), 1] - start
+        scheduled = known[(known[:, 1] >= start) & (known[:, 1] < start + size), 1] - start
         epochs.append(len(scheduled) // size)
         for epoch in range(-(-len(scheduled) // size)):
             drawn = scheduled[epoch * size : (epoch + 1) * size]

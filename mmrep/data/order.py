@@ -65,19 +65,23 @@ class Order:
     """The order of a run.
 
     Each source is a concatenation of epochs, each with every sample once; batches straddle epochs. A source of at most
-    `block` samples is shuffled whole. In a larger one the shards are shuffled, cut into blocks of about `block`
-    samples, and the samples of each block shuffled, so that neither memory nor time to start grow with the source and
-    a step reads from the shards of one block. Slots go to sources by a fixed schedule of the weights. Slot t holds a
-    sample that depends on nothing but seed, counts, weights, block, and t.
+    `block` samples is shuffled whole. In a larger one the shards are shuffled, cut into blocks of one size, at most
+    about `block` samples, and the samples of each block shuffled, so that neither memory nor time to start grow with
+    the source and a step reads from the shards of one block. Slots go to sources by a fixed schedule of the weights.
+    Slot t holds a sample that depends on nothing but seed, counts, weights, block, and t.
 
     Args:
         counts: for each source, the samples in each of its shards.
         weights: share of each source.
         seed: the run's seed.
         block: samples that are shuffled together, about.
+
+    Raises:
+        ConfigError: weights that `slot_schedule` refuses; a block of 2^31 samples or more.
     """
 
     def __init__(self, counts: list[NDArray[np.int64]], weights: list[float], seed: int, block: int) -> None:
+        require(block < 2**31, f"data.shuffle_block {block}: expected less than 2^31 samples")
         self.seed = seed
         self.block = block
         self.firsts = [np.concatenate([[0], np.cumsum(shards)]) for shards in counts]
@@ -129,7 +133,8 @@ class Order:
                 cut = self._blocks_of(source, epoch)
                 block = int(np.searchsorted(cut.starts, place, side="right")) - 1
                 begin, end = np.searchsorted(cut.first, cut.starts[block : block + 2], side="left").tolist()
-                found.append(cut.shards[begin:end])
+                filled = np.diff(cut.first[begin : end + 1]) > 0
+                found.append(cut.shards[begin:end][filled])
                 place = int(cut.starts[block + 1])
                 if place == size:
                     epoch, place = epoch + 1, 0
@@ -168,11 +173,13 @@ class Order:
     def _cut(self, source: int, epoch: int) -> Blocks:
         """The blocks of an epoch: a shard belongs to the block that its first sample falls into."""
         first, size = self.firsts[source], self.sizes[source]
-        if size <= self.block:
+        blocks = -(-size // self.block)
+        if blocks <= 1:
             return Blocks(np.arange(len(first) - 1), first, np.array([0, size]))
         shards = permutation(self.seed, len(first) - 1, _stream(source, epoch), purpose=Purpose.SHARDS)
         permuted = np.concatenate([[0], np.cumsum(np.diff(first)[shards])])
-        starts = permuted[np.unique(permuted[:-1] // self.block, return_index=True)[1]]
+        # Equal blocks: what is left over after full ones could be a single shard, batches of which hardly mix.
+        starts = permuted[np.unique(permuted[:-1] // -(-size // blocks), return_index=True)[1]]
         return Blocks(shards, permuted, np.concatenate([starts, [size]]))
 
     def _block(self, source: int, epoch: int, block: int) -> NDArray[np.int32]:

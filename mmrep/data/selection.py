@@ -3,6 +3,7 @@
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +69,11 @@ class Selection:
             found = []
             for shard in range(len(shards)):
                 index, free = candidates(shard)
-                found.append(np.intersect1d(select(shard_uids(index), uids), free, assume_unique=True))
+                rows_kept = np.intersect1d(select(shard_uids(index), uids), free, assume_unique=True)
+                found.append(rows_kept.astype(np.int32))
                 if progress:
                     progress(shard + 1, len(shards))
-            _save(np.concatenate(found).astype(np.int32), rows)
+            _save(np.concatenate(found), rows)
             _save(np.array([len(kept) for kept in found], dtype=np.int64), ends)
         counts = np.load(ends, allow_pickle=False)
         if not counts.sum():
@@ -80,7 +82,12 @@ class Selection:
 
 
 def _save(array: NDArray, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.npy")
-    np.save(temporary, array, allow_pickle=False)
-    temporary.replace(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, array, allow_pickle=False)
+        temporary.replace(place)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error

@@ -87,12 +87,14 @@ class Run:
         ahead = Ahead(self.steps) if self.accelerator.is_local_main_process else None
         advance = ahead.advance if ahead else None
         begin = time.perf_counter()
-        for loaded in batches(self.steps, self.first_step, workers, prefetch, pin, advance):
-            self.watch.arrived(loaded, time.perf_counter() - begin)
-            yield loaded
-            begin = time.perf_counter()
-        if ahead:
-            ahead.close()
+        try:
+            for loaded in batches(self.steps, self.first_step, workers, prefetch, pin, advance):
+                self.watch.arrived(loaded, time.perf_counter() - begin)
+                yield loaded
+                begin = time.perf_counter()
+        finally:
+            if ahead:
+                ahead.close()
 
     def loss(self, output: Embeddings, batch: Batch) -> Tensor:
         """The contrastive loss of this process's pairs against all."""
@@ -219,7 +221,10 @@ def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
     found = []
     for first, size in sorted((config.data.sizes or {0: 0}).items()):
         pixels = (size, size) if size else model.image.size
-        rows, columns = model.image.grid_of(pixels)
+        try:
+            rows, columns = model.image.grid_of(pixels)
+        except ConfigError as error:
+            raise ConfigError(f"data.sizes: {error}") from error
         keep = max(1, round(rows * columns * (1 - config.model.image.patch_dropout)))
         found.append(Stage(first, pixels, (rows * columns, keep)))
     if found[-1].size != model.image.size:
@@ -277,9 +282,9 @@ def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> 
             before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
             for key, (old, new) in differences(before, recipe).items():
                 if key not in ("resume", "output_dir"):
-                    LOG.warning(
-                        "resuming with another %s: it was %s, is %s; losses will not be those of one run", key, old, new
-                    )
+                    # What of the data decides a batch has been compared with the checkpoint's.
+                    effect = "" if key.startswith("data.") else "; losses will not be those of one run"
+                    LOG.warning("resuming with another %s: it was %s, is %s%s", key, old, new, effect)
         (folder / CONFIG).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         (folder / INITIAL).write_text(json.dumps(initial, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
