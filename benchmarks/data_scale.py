@@ -95,6 +95,7 @@ def write_simulated(place: Path, seed: int) -> None:
         sizes=rng.integers(350 << 20, 450 << 20, SHARDS),
         digests=np.array([rng.bytes(16).hex().encode() for _ in range(SHARDS)]),
         identities=rng.integers(0, 2**64, SHARDS, dtype=np.uint64),
+        listed=np.zeros(SHARDS, dtype=np.int64),
     )
     write_catalog(catalog, place)
 

@@ -41,18 +41,14 @@ class Ahead:
             self._prefetcher.close()
 
     def _shards(self, step: int) -> tuple[list[int], list[int]]:
-        """The shards of the block that every source is in, and those of the blocks that follow, each in the order of
-        use; without those that no sample is drawn from."""
-        order, sources = self._steps.order, self._steps.sources
+        """The shards of the block that every source is in, and those of the blocks that follow: in the order of use."""
+        order, starts = self._steps.order, self._steps.sources.shard_starts
         slot = step * self._steps.plan.global_batch
         present: list[int] = []
         following: list[int] = []
-        parts = zip(sources.shard_starts, order.shards_ahead(slot, 1), order.shards_ahead(slot, 2), strict=True)
-        for begin, now, both in parts:
-            used = begin + both[sources.counts[begin + both] > 0]
-            count = int((sources.counts[begin + now] > 0).sum())
-            present += used[:count].tolist()
-            following += used[count:].tolist()
+        for begin, now, both in zip(starts, order.shards_ahead(slot, 1), order.shards_ahead(slot, 2), strict=True):
+            present += (begin + now).tolist()
+            following += (begin + both[len(now) :]).tolist()
         return present, following
 
     def _wanted(self, shards: list[int]) -> list[Wanted]:

@@ -59,6 +59,7 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
             lines = [value] if isinstance(value, str) else value
             if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
                 raise TypeError(f"expected a text or a list of texts, got {str(value)[:40]}")
+            "".join(lines).encode()  # JSON can spell lone surrogates, which are no text
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
 from mmrep.data.cache import cache_root
+from mmrep.data.img2dataset import check_against, stats_of
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index, read_arrays, write_arrays
 from mmrep.data.tar import DataError
@@ -32,6 +33,7 @@ class Catalog:
         sizes: (shards,) bytes.
         digests: (shards,) hexadecimal digests of the shards' indexes.
         identities: (shards,) sums, modulo 2^64, of a hash of each sample's key and sizes.
+        listed: (shards,) rows of the list that img2dataset downloaded them from; 0 where it left no account.
     """
 
     addresses: NDArray
@@ -39,6 +41,7 @@ class Catalog:
     sizes: NDArray[np.int64]
     digests: NDArray
     identities: NDArray[np.uint64]
+    listed: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -85,7 +88,7 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
     """The catalog of some shards: from the cache where none of them has changed, else from their indexes.
 
     Raises:
-        DataError: see `load_index`.
+        DataError: see `load_index`; fewer samples than img2dataset says it downloaded.
     """
     addresses = np.array([str(shard).encode() for shard in shards])
     state = hashlib.blake2b(addresses.tobytes() + str(Path.cwd()).encode(), digest_size=16)
@@ -97,22 +100,32 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
     rows = []
     for i, shard in enumerate(shards):
         index = load_index(shard)
-        rows.append((len(index), index.stamp[0], index.digest.encode(), identity(index)))
+        rows.append((len(index), index.stamp[0], index.digest.encode(), identity(index), _listed(shard, len(index))))
         if progress:
             progress(i + 1, len(shards))
-    samples, sizes, digests, identities = zip(*rows, strict=True)
+    samples, sizes, digests, identities, listed = zip(*rows, strict=True)
     catalog = Catalog(
         addresses,
         np.array(samples, dtype=np.int64),
         np.array(sizes, dtype=np.int64),
         np.array(digests),
         np.array(identities, dtype=np.uint64),
+        np.array(listed, dtype=np.int64),
     )
     try:
         write_arrays(_to_arrays(catalog) | {"stamps": stamps}, place)
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
     return catalog
+
+
+def _listed(shard: Shard, samples: int) -> int:
+    """Rows that img2dataset tried for a local shard; raises DataError where it downloaded another number of samples."""
+    stats = stats_of(shard) if isinstance(shard, Path) else None
+    if stats is None:
+        return 0
+    check_against(samples, stats)
+    return stats.rows
 
 
 def _stamp(shard: Shard) -> tuple[int, int]:

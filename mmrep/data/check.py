@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,15 @@ from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import MAX_PIXELS, decode_image, image_header, image_notes
 from mmrep.data.img2dataset import Accounting
 from mmrep.data.parallel import over
-from mmrep.data.shards import ShardIndex, build_index, image_extension, load_index, read_member, sidecar
+from mmrep.data.shards import (
+    IMAGE_EXTENSIONS,
+    ShardIndex,
+    build_index,
+    image_extension,
+    load_index,
+    read_member,
+    sidecar,
+)
 from mmrep.data.tar import DataError
 
 _SHOWN_NOTES = 10
@@ -86,7 +95,9 @@ class Report(NamedTuple):
             shown.append(self.downloads)
         bad = sum(shard.bad for shard in self.shards)
         share = f", {bad} bad samples ({bad / self.samples:.2%})" if bad else ""
-        counts = f"{len(self.shards)} shards, {self.samples} samples, {len(self.problems)} problems{share}"
+        unreadable = sum(not shard.samples for shard in self.shards)
+        shards = f"{len(self.shards)} shards{f', {unreadable} of them unreadable' if unreadable else ''}"
+        counts = f"{shards}, {self.samples} samples, {len(self.problems)} problems{share}"
         return "\n".join([*self.problems, *shown, counts])
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,28 +141,50 @@ class _Checker:
         self.check = check
 
     def __call__(self, path: Path) -> ShardReport:
+        problems: list[str] = []
+        notes: list[str] = []
         try:
-            # The layout is that of the tar as it is now; the CRCs are those taken when it was indexed.
             index = build_index(path)
             if self.check.deep and sidecar(path).is_file():
-                index = load_index(path)
+                index = self._as_indexed(index, problems, notes)
         except DataError as error:
             return ShardReport(path, 0, [str(error)], [], 0)
         except OSError as error:
             return ShardReport(path, 0, [f"{path}: {error.strerror}"], [], 0)
-        wanted = self.check.captions or tuple(
-            extension
-            for extension in ("txt", "cls")
-            if extension in index.members and (index.members[extension][:, 0] >= 0).mean() >= 0.5
-        )
-        problems: list[str] = []
-        notes: list[str] = []
+        wanted = self.check.captions or self._usual(index, notes)
         bad = 0
         for row in range(len(index)):
             found = self._sample(index, row, wanted, notes)
             problems += found
             bad += bool(found)
         return ShardReport(path, len(index), problems, notes, bad)
+
+    @staticmethod
+    def _as_indexed(now: ShardIndex, problems: list[str], notes: list[str]) -> ShardIndex:
+        """The index as a run loads it, with the layout and the CRCs of the file beside the shard."""
+        index, beside = load_index(now.path), sidecar(Path(str(now.path))).name
+        if not index.crcs:
+            notes.append(
+                f"{now.path}: bytes not compared: {beside} holds no CRCs, or is damaged; run `mmrep data index` again"
+            )
+        elif index.digest != now.digest:
+            problems.append(
+                f"{now.path}: names, sizes or order of its members differ from {beside}: damaged or replaced since; "
+                "restore it, or run `mmrep data index` again if the change was meant"
+            )
+        return index
+
+    @staticmethod
+    def _usual(index: ShardIndex, notes: list[str]) -> tuple[str, ...]:
+        """The kinds of caption that at least half of the samples have."""
+        counts = {kind: int((index.members[kind][:, 0] >= 0).sum()) for kind in ("txt", "cls") if kind in index.members}
+        for kind, count in counts.items():
+            if 2 * count < len(index):
+                notes.append(
+                    f"{index.path}: only {count} of {len(index)} samples have a member {kind!r}: not checked, unless "
+                    f"asked for by --caption {kind}"
+                )
+        return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
 
     def _sample(self, index: ShardIndex, row: int, wanted: tuple[str, ...], notes: list[str]) -> list[str]:
         readers: list[Callable[[], object]] = [lambda: self._image(index, row, notes)]
@@ -160,13 +193,16 @@ class _Checker:
                 readers.append(lambda: class_label(index, row, self.check.classes))
             else:
                 readers.append(lambda kind=kind: text_lines(index, row, kind))  # type: ignore[misc]
-        problems = []
+        if self.check.deep and index.crcs:
+            held = [extension for extension, places in index.members.items() if places[row, 0] >= 0]
+            readers += [partial(read_member, index, row, extension) for extension in held]
+        problems: dict[str, None] = {}
         for read in readers:
             try:
                 read()
             except DataError as error:
-                problems.append(str(error))
-        return problems
+                problems[str(error)] = None
+        return list(problems)
 
     def _image(self, index: ShardIndex, row: int, notes: list[str]) -> None:
         extension = image_extension(index, row)
@@ -175,8 +211,18 @@ class _Checker:
         try:
             if self.check.deep:
                 decode_image(data, self.check.max_pixels)
-                notes += [f"{where}: {note}" for note in image_notes(data, self.check.max_pixels)]
             else:
                 image_header(data, self.check.max_pixels)
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
+        if self.check.deep:
+            notes += [f"{where}: {note}" for note in self._notes(data)]
+        images = [name for name in IMAGE_EXTENSIONS if name in index.members and index.members[name][row, 0] >= 0]
+        if len(images) > 1:
+            notes.append(f"{index.sample(row)} has {len(images)} images ({', '.join(images)}): {extension!r} is used")
+
+    def _notes(self, data: bytes) -> list[str]:
+        try:
+            return image_notes(data, self.check.max_pixels)
+        except ValueError as error:  # in what a run doesn't read: metadata, further frames
+            return [f"read, but damaged behind its pixels: {error}"]

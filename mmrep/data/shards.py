@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import time
 import uuid
@@ -23,6 +24,8 @@ from mmrep.data.tar import DataError, walk_tar
 
 if TYPE_CHECKING:
     from mmrep.data.remote import HeldFile, ShardCache
+
+LOG = logging.getLogger("mmrep")
 
 INDEX_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -191,8 +194,14 @@ def load_index(path: Shard) -> ShardIndex:
 def _load_local(path: Path) -> ShardIndex:
     stamp = _stamp(path)
     for place in (sidecar(path), cached_sidecar(path)):
-        index = _read_index(path, place.read_bytes()) if place.is_file() else None
+        if not place.is_file():
+            continue
+        index = _read_index(path, place.read_bytes())
         if index is None:
+            if place == sidecar(path):
+                LOG.warning(
+                    "%s is damaged or of another version, and not used; `mmrep data index` makes it anew", place
+                )
             continue
         if index.stamp == stamp:
             return index

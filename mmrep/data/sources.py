@@ -1,6 +1,7 @@
 """The training sources as sets of samples: shards catalogued, validation split cut off, digests taken."""
 
 import hashlib
+import logging
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,8 @@ from mmrep.data.remote import ShardCache, is_remote
 from mmrep.data.selection import Selection
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index
 from mmrep.data.tar import DataError
+
+LOG = logging.getLogger("mmrep")
 
 _INDEX_BYTES = 96 << 20
 """Memory of a process for the indexes of the shards it reads from, for each group of sources: those of a block of a
@@ -113,10 +116,17 @@ class Sources:
             opened.shard, row if opened.train is None else int(opened.train[row]), self._captioner(shard), number
         )
 
-    def held_out(self, most: int) -> list[Sample]:
+    def held_out(self, most: int, skip_bad: bool = False) -> list[Sample]:
         """The held-out samples, at most so many, spread evenly; of large sets those of a few shards spread evenly.
 
         Their numbers are negative: they are not samples to train on.
+
+        Args:
+            most: how many.
+            skip_bad: leave out, with a warning, shards that can't be read.
+
+        Raises:
+            DataError: a shard can't be read, and that is not to be skipped.
         """
         holding = np.flatnonzero(self.held)
         enough = max(_VALIDATION_SHARDS, -(-most * len(holding) // max(int(self.held.sum()), 1)))
@@ -126,8 +136,17 @@ class Sources:
         if len(places) > most:
             places = [places[i] for i in np.linspace(0, len(places) - 1, most).astype(np.int64).tolist()]
         samples = []
+        unreadable: set[int] = set()
         for i, (shard, rank) in enumerate(places):
-            opened = self._open(shard)
+            try:
+                opened = self._open(shard)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                if shard not in unreadable:
+                    LOG.warning("left out of the validation split: %s", error)
+                unreadable.add(shard)
+                continue
             samples.append(Sample(opened.shard, int(opened.held[rank]), self._captioner(shard), -1 - i))
         return samples
 
@@ -157,6 +176,7 @@ class Sources:
             "shards": len(self.catalog),
             "samples": len(self),
             "held_out": int(self.held.sum()),
+            "listed": int(self.catalog.listed.sum()),
             "identity": self.identity(),
         }
 
@@ -172,8 +192,7 @@ class Sources:
     @property
     def through_cache(self) -> bool:
         """Whether any source is read through the cache."""
-        first = self._bounds[:-1].tolist()
-        return self.config.stage or any(is_remote(self.catalog.address(shard)) for shard in first)
+        return self.config.stage or any(b"://" in address for address in self.catalog.addresses.tolist())
 
     @property
     def cache_bytes(self) -> int:

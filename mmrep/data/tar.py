@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from mmrep.config.checks import MmrepError
 
 _BLOCK = 512
+_TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
+"""tarfile lets the latter pass where the records of an extended header are damaged."""
 
 
 class DataError(MmrepError):
@@ -57,18 +59,25 @@ def walk_tar(file: Path, shard: object) -> Layout:
                 _check_member(member, size, shard)
                 if member.isreg() and not _is_metadata(member.name):
                     _add_member(rows, member, shard)
-    except tarfile.TarError as error:
+    except DataError:
+        raise
+    except _TAR_ERRORS as error:
         with file.open("rb") as opened:
             packed = "; it is gzip-compressed, unpack it first" if opened.read(2) == b"\x1f\x8b" else ""
-        raise DataError(f"{shard}: not a readable tar file after {last}: {error}{packed}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{shard}: not a readable tar file after {last}: {reason}{packed}") from error
     _check_end(file, end, last, shard)
     return _layout(rows, shard)
 
 
 def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
-    if member.issym() or member.islnk() or member.issparse():
-        kind = "sparse" if member.issparse() else "a link"
+    if not member.isdir() and (not member.isreg() or member.issparse()):
+        link = "a link" if member.issym() or member.islnk() else f"of tar type {member.type.decode('latin-1')!r}"
+        kind = "sparse" if member.issparse() else link
         raise DataError(f"{shard}: member {member.name!r} is {kind}; store whole files")
+    if member.size < 0 or "\0" in member.name:
+        wrong = f"a size of {member.size} bytes" if member.size < 0 else "a zero byte in its name"
+        raise DataError(f"{shard}: member {member.name!r} has {wrong}: its header is damaged")
     if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
         raise DataError(f"{shard}: member {member.name!r} leaves the shard's folder; store relative names")
     if member.offset_data + member.size > size:
@@ -79,6 +88,9 @@ def _add_member(rows: list[tuple[str, dict[str, tuple[int, int]]]], member: tarf
     key, extension = split_name(member.name)
     if not extension or not key.rpartition("/")[2]:
         raise DataError(f"{shard}: member {member.name!r} belongs to no sample: expected KEY.EXTENSION")
+    for part, text in (("key", key), ("extension", extension)):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # as tarfile writes what it can't decode
+            raise DataError(f"{shard}: {part} {text!r} is not UTF-8")
     if not rows or rows[-1][0] != key:
         rows.append((key, {}))
     if extension in rows[-1][1]:
@@ -116,8 +128,4 @@ def _layout(rows: list[tuple[str, dict[str, tuple[int, int]]]], shard: object) -
     for i, (_, row) in enumerate(rows):
         for extension, place in row.items():
             members[extension][i] = place
-    try:
-        keys = np.array([key.encode() for key, _ in rows])
-    except UnicodeEncodeError as error:
-        raise DataError(f"{shard}: key {error.object!r} is not UTF-8") from error
-    return Layout(keys, members)
+    return Layout(np.array([key.encode() for key, _ in rows]), members)

@@ -13,6 +13,7 @@ from mmrep.data.paths import read_lines
 from mmrep.data.places import resolve_place
 from mmrep.data.shards import ShardIndex, load_index
 from mmrep.data.sources import Sample, Sources
+from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
 
@@ -114,11 +115,38 @@ def _task(config: SetConfig, folder: Path) -> Task:
     return "retrieval" if kind.is_file() and kind.read_text(encoding="utf-8").strip() == "retrieval" else "zeroshot"
 
 
-def validation_sets(sources: Sources, config: ValidationConfig) -> list[EvalSet]:
-    """The held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly."""
+def _usable(sample: Sample) -> bool:
+    from mmrep.data.decode import read_image  # and with it torch, which naming a set does not need
+
+    kind = sample.captioner.kind
+    try:
+        read_image(sample.shard, sample.row)
+        if kind == "cls":
+            class_label(sample.shard, sample.row, len(sample.captioner.classnames))
+        else:
+            text_lines(sample.shard, sample.row, kind)
+    except DataError as error:
+        LOG.warning("left out of the validation split: %s", error)
+        return False
+    return True
+
+
+def validation_sets(sources: Sources, config: ValidationConfig, skip_bad: bool = False) -> list[EvalSet]:
+    """The held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly.
+
+    Args:
+        sources: of the run.
+        config: which samples are held out.
+        skip_bad: read all of them now, and leave out, with a warning each, what can't be used; otherwise evaluation
+            will stop there.
+
+    Raises:
+        DataError: a shard or, with `skip_bad`, every sample of a source can't be read.
+    """
     by_source: dict[int, list[Sample]] = {}
-    for sample in sources.held_out(config.max_samples):
-        by_source.setdefault(id(sample.captioner), []).append(sample)
+    for sample in sources.held_out(config.max_samples, skip_bad):
+        if not skip_bad or _usable(sample):
+            by_source.setdefault(id(sample.captioner), []).append(sample)
     sets = []
     for i, samples in enumerate(by_source.values()):
         captioner = samples[0].captioner

@@ -178,6 +178,7 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     state = resume(config, folder, model, optimizer, steps)
     first = int(state.get("step", 0))
     if accelerator.is_main_process:
+        log_downloads(sources)
         describe_run(config, folder, initial)
         write_inventory(sources, folder / INVENTORY)
     distributed.barrier()  # the folder is there
@@ -191,7 +192,7 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         wrapped=accelerator.prepare_model(model),
         optimizer=optimizer,
         steps=steps,
-        validation=validation_sets(sources, config.data.validation),
+        validation=validation_sets(sources, config.data.validation, config.data.max_bad_fraction > 0),
         tests=tests,
         first_step=first,
         seen=[int(state.get("checksum", 0)), 0],
@@ -229,7 +230,21 @@ def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
         found.append(Stage(first, pixels, (rows * columns, keep)))
     if found[-1].size != model.image.size:
         raise ConfigError(f"data.sizes: the last one has to be the model's, {model.image.size}, got {found[-1].size}")
+    if found[-1].first >= config.training.steps:
+        raise ConfigError(
+            f"data.sizes: the model's own size begins at step {found[-1].first}, but training.steps is "
+            f"{config.training.steps}: it would never be trained at"
+        )
     return tuple(found)
+
+
+def log_downloads(sources: Sources) -> None:
+    """Says how much of img2dataset's lists was there to be downloaded, where it left an account."""
+    catalog = sources.catalog
+    accounted = catalog.listed > 0
+    if accounted.any():
+        listed, there = int(catalog.listed.sum()), int(catalog.samples[accounted].sum())
+        LOG.info("%s of %s listed rows were downloaded (%.1f%%)", f"{there:,}", f"{listed:,}", 100 * there / listed)
 
 
 def index_progress() -> Callable[[int, int], None]:

@@ -174,11 +174,12 @@ def flatten(results: list[Result]) -> dict[str, float]:
 def finish(run: Run) -> None:
     """Writes final/, evaluates once on the test sets, measures costs, and last of all writes the summary."""
     peak = peak_memory_mb(run.device)
+    if run.accelerator.is_main_process:
+        save_model(run.model, run.folder / "final")
     validate(run, run.config.training.steps)
     checksum, bad = run.checksum(), run.watch.counts()["bad"]
     if run.accelerator.is_main_process:
         results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
-        save_model(run.model, run.folder / "final")
         about = describe(run)
         if results:
             write_results(results, run.folder / "results.json", about)

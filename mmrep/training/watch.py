@@ -60,12 +60,23 @@ class DataWatch:
         self._device = device
         self._workers = workers
         self._step = self._counted = first
-        self._counts = state or {"bad": 0, "span_bad": 0, "span_pairs": 0}
+        self._counts = {"bad": 0, "span_bad": 0, "span_pairs": 0} | (state or {})
         self._bad, self._logged = 0, 0
         self._waited, self._loading = 0.0, Seconds()
         self._reminded = -math.inf
         self._started, self._span = False, Span()
+        self._forget_from(first * steps.plan.global_batch)
         self._ledger = Ledger(folder, steps, distributed.rank()) if steps.config.ledger else None
+
+    def _forget_from(self, slot: int) -> None:
+        """Drops what an interrupted run wrote down after its last checkpoint: the same pairs come again."""
+        for place in self._folder.glob(f"{BAD_SAMPLES}.rank*.jsonl"):
+            rank = place.name.removeprefix(f"{BAD_SAMPLES}.rank").removesuffix(".jsonl")
+            # There may have been more processes than now.
+            if int(rank) % distributed.world_size() == distributed.rank():
+                lines = place.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["slot"] < slot]
+                place.write_text("".join(kept), encoding="utf-8")
 
     def arrived(self, loaded: Loaded, waited: float) -> None:
         """A batch is there, after so many seconds of waiting."""

@@ -1,5 +1,6 @@
 """Catalogs: written, read and cached; damaged ones refused; identities of samples."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,3 +314,14 @@ def test_a_shard_that_changed_since_it_was_catalogued_is_named(tmp_path: Path) -
     assert sources.sample(0).shard.path == shards[0]
     with pytest.raises(DataError, match=r"1\.tar: changed since it was catalogued \(5 samples then, 6 now\); .*index"):
         sources.sample(4)
+
+
+def test_img2datasets_account_of_a_download(tmp_path: Path) -> None:
+    shards = shards_in(tmp_path)
+    stats = {"count": 8, "successes": 5, "failed_to_download": 3, "failed_to_resize": 0}
+    (tmp_path / "1_stats.json").write_text(json.dumps(stats))
+    assert catalog_of(shards).listed.tolist() == [0, 8, 0]
+    assert Sources(DataConfig([SourceConfig(str(tmp_path))])).describe()["listed"] == 8
+    (tmp_path / "0_stats.json").write_text(json.dumps(stats))
+    with pytest.raises(DataError, match=r"0_stats\.json: 5 samples were downloaded, but the shard holds 3"):
+        catalog_of(shards[:1])

@@ -20,9 +20,8 @@ import pytest
 from http_server import Server
 
 from mmrep.config.checks import ConfigError
-from mmrep.data import locks
-from mmrep.data.download import Policy
-from mmrep.data.remote import Prefetcher, ShardCache, expand_remote, is_remote, read_remote, remote_size
+from mmrep.data.remote import Prefetcher, ShardCache, expand_remote, is_remote, locks, read_remote, remote_size
+from mmrep.data.remote.download import Policy
 from mmrep.data.tar import DataError
 
 QUICK: dict[str, Any] = {"retries": 2, "timeout": 20.0, "backoff": 0.01}
@@ -239,6 +238,32 @@ def test_kill_9_of_a_downloader_frees_the_others(server: Server, tmp_path: Path)
     waiting.join(30)
     assert found == [server.files["/0.tar"]]
     assert server.requests["/0.tar"] == 2
+
+
+def test_a_killed_downloader_leaves_no_lock_to_its_children(server: Server, tmp_path: Path) -> None:
+    address = f"{server.url}/0.tar"
+    server.faults["/0.tar"] = {"stall": 2 * SIZE, "times": 1}
+    code = (
+        "import os, threading, time; threading.Thread(target=cache.open, args=args, daemon=True).start(); "
+        "sys.stdin.readline(); child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)"
+    )
+    with python(code, tmp_path / "cache", address) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        until(lambda: server.sent["/0.tar"] >= SIZE, "a download under way")
+        other.stdin.write(b"fork\n")
+        other.stdin.flush()
+        child = int(other.stdout.readline())
+        other.kill()
+        other.wait()
+        found: list[int] = []
+        waiting = threading.Thread(
+            target=lambda: found.append(make(tmp_path, 100).open(address).path.stat().st_size), daemon=True
+        )
+        waiting.start()
+        waiting.join(20)
+        os.kill(child, signal.SIGKILL)
+    assert found == [4 * SIZE]
 
 
 def test_what_a_dead_process_left_goes(server: Server, memory: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.answers import AttemptError, Head, one_line, open_answer, shown
+from mmrep.data.remote.answers import AttemptError, Head, one_line, open_answer, shown
 from mmrep.data.tar import DataError
 
 _T = TypeVar("_T")

@@ -1,39 +1,29 @@
-"""Remote files: shards through a bounded local cache, ahead of their use; small files; lists of addresses.
-
-An address is anything that fsspec knows (https, s3, gs, hf, memory, …; `file:///…` copies from a slow disk to that of
-the cache). Credentials and options come from fsspec's configuration files and variables; no message shows any.
-"""
+"""Shards through a bounded cache, and ahead of their use."""
 
 import hashlib
 import logging
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, overload
 
-from mmrep.config.checks import ConfigError, MmrepError
-from mmrep.data.answers import answers, filesystem, shown
-from mmrep.data.cache_folder import CacheFolder, NoRoomError
-from mmrep.data.download import DEFAULT_POLICY, Policy, download, is_absent, patiently, size_of
-from mmrep.data.locks import HeldFile
+from mmrep.config.checks import MmrepError
+from mmrep.data.remote.answers import shown
+from mmrep.data.remote.download import Policy, download
+from mmrep.data.remote.folder import FULL, CacheFolder, NoRoomError
+from mmrep.data.remote.locks import HeldFile
 from mmrep.data.tar import DataError
 
-__all__ = ["HeldFile", "Prefetcher", "ShardCache", "Wanted", "expand_remote", "is_remote", "read_remote", "remote_size"]
-
-_log = logging.getLogger("mmrep")
-_SMALL_FILE = 256 << 20
+LOG = logging.getLogger("mmrep")
+_FAILED_SECONDS = 600.0
+"""After all retries have failed, so long the same error is raised at once: each sample of the shard would retry."""
 
 Wanted = tuple[str, int | None, str | None]
 """Address, size in bytes and checksum of a shard; None where unknown."""
-
-
-def is_remote(address: str) -> bool:
-    """Whether it is an address with a scheme (`scheme://…`); never so for `pipe:`, which would run a shell."""
-    return bool(re.match(r"(?!pipe:)[A-Za-z][\w+.-]*(::[\w+.-]+)*://", address))
 
 
 class ShardCache:
@@ -55,6 +45,7 @@ class ShardCache:
     ) -> None:
         self._folder = CacheFolder(root, limit_bytes)
         self._policy = Policy(retries, timeout, backoff)
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def open(self, address: str, size: int | None = None, checksum: str | None = None) -> HeldFile:
         """The local copy of a remote file, downloaded now if it isn't there; nobody evicts it until it is closed.
@@ -70,7 +61,17 @@ class ShardCache:
         """
         name = _copy_name(address, checksum)
         held = self._folder.hold(name, size)
-        return held if held is not None else self._fetch(name, address, size, checksum, polite=False)[0]
+        if held is not None:
+            return held
+        since, reason = self._failed.get(name, (0.0, ""))
+        if reason and time.monotonic() - since < _FAILED_SECONDS:
+            raise DataError(reason)
+        try:
+            return self._fetch(name, address, size, checksum, polite=False)[0]
+        except DataError as error:
+            if getattr(error.__cause__, "errno", None) not in FULL:  # room may come; the server had its chances
+                self._failed[name] = (time.monotonic(), str(error))
+            raise
 
     def prefetch(self, address: str, size: int | None = None, checksum: str | None = None) -> bool:
         """Makes a copy present without holding it; True if it was downloaded for that.
@@ -169,104 +170,7 @@ class Prefetcher:
             except Exception as error:
                 self.errors[one[0]] = str(error)
                 kind = "" if isinstance(error, MmrepError) else f"{shown(one[0])}: {type(error).__name__}: "
-                _log.warning("download ahead failed: %s%s", kind, error)
+                LOG.warning("download ahead failed: %s%s", kind, error)
             finally:
                 with self._changed:
                     self._running.discard(one[0])
-
-
-def remote_size(address: str, policy: Policy = DEFAULT_POLICY) -> int | None:
-    """Size of a remote file in bytes; None where the server does not say.
-
-    Raises:
-        DataError: it can't be had.
-        ConfigError: a package is missing.
-    """
-    return size_of(address, policy)
-
-
-def expand_remote(pattern: str, policy: Policy = DEFAULT_POLICY) -> list[str]:
-    """The addresses that a pattern stands for: braces in their order; a glob (`*`) sorted, a folder (`…/`) its tars.
-
-    Addresses without a glob are not looked up.
-
-    Raises:
-        ConfigError: unbalanced braces, a glob or folder without a match, a missing package.
-        DataError: the listing can't be had.
-    """
-    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]  # its stubs lack the error
-
-    try:
-        names = list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
-        raise ConfigError(f"{shown(pattern)}: unbalanced braces") from error
-    return [found for name in names for found in _matches(f"{name}*.tar" if name.endswith("/") else name, policy)]
-
-
-def _matches(name: str, policy: Policy) -> list[str]:
-    if "*" not in name:
-        return [name]
-    if "::" in name:
-        raise ConfigError(f"{shown(name)}: a glob in a chain of addresses can't be looked up; list the shards")
-    fs, path = filesystem(name)
-
-    def attempt() -> list[str]:
-        return next(answers(name, lambda put: put(fs.glob(path)), policy.timeout))
-
-    # fsspec's own way back to addresses loses user and host of some schemes.
-    scheme = name.removesuffix(path)
-    found = [scheme + match for match in sorted(patiently(name, attempt, policy))]
-    if not found:
-        raise ConfigError(f"{shown(name)}: nothing there matches")
-    return found
-
-
-class _Memory:
-    """A `Sink` in memory, for a file of at most `limit` bytes."""
-
-    def __init__(self, address: str, limit: int) -> None:
-        self.address, self.limit, self.data = address, limit, bytearray()
-
-    def restart(self, total: int | None) -> None:
-        """See `Sink`."""
-        self.data.clear()
-        self._check(total or 0)
-
-    def write(self, data: bytes) -> None:
-        """See `Sink`."""
-        self._check(len(self.data) + len(data))
-        self.data += data
-
-    def _check(self, length: int) -> None:
-        if length > self.limit:
-            raise DataError(f"{shown(self.address)}: {length:,} bytes or more, expected at most {self.limit:,}")
-
-
-@overload
-def read_remote(address: str, limit: int = ..., *, missing_ok: Literal[False] = ..., policy: Policy = ...) -> bytes: ...
-@overload
-def read_remote(address: str, limit: int = ..., *, missing_ok: bool, policy: Policy = ...) -> bytes | None: ...
-def read_remote(
-    address: str, limit: int = _SMALL_FILE, *, missing_ok: bool = False, policy: Policy = DEFAULT_POLICY
-) -> bytes | None:
-    """A small remote file (an index, class names, statistics), not cached.
-
-    Args:
-        address: `scheme://…`.
-        limit: most bytes taken.
-        missing_ok: None for a file that isn't there, or can't be seen (object stores answer 403 for a missing file to
-            who may not list them).
-        policy: how patient.
-
-    Raises:
-        DataError: missing, larger than `limit`, or it can't be had.
-        ConfigError: a package is missing.
-    """
-    memory = _Memory(address, limit)
-    try:
-        download(address, memory, None, None, policy)
-    except DataError as error:
-        if missing_ok and is_absent(error.__cause__):
-            return None
-        raise
-    return bytes(memory.data)

@@ -17,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.locks import HeldFile, lies_at, locked, private, try_lock
+from mmrep.data.remote.locks import HeldFile, lies_at, locked, private, try_lock
 from mmrep.data.tar import DataError
 
-_log = logging.getLogger("mmrep")
+LOG = logging.getLogger("mmrep")
 _COPY = re.compile(r"[0-9a-f]{32}-")
 _PART = re.compile(r"\.([0-9a-f]{32}-.*)\.part")
 _STEP = 64 << 20
 """Room taken at a time by a copy of unknown size."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NoRoomError(Exception):
@@ -119,7 +119,7 @@ class CacheFolder:
                 raise NoRoomError
             if over > 0 and not self._warned:
                 self._warned = True
-                _log.warning(
+                LOG.warning(
                     "%s: all copies are in use, and the limit of %s bytes is passed by %s; raise data.cache_gb",
                     self.root,
                     f"{self.limit:,}",
@@ -272,7 +272,7 @@ class Part:
             try:
                 action()
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise
                 self.folder.free(max((self._total or 0) - start, _STEP))
                 self._position = os.lseek(self._descriptor, start, os.SEEK_SET)
