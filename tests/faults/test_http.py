@@ -167,11 +167,20 @@ def test_no_secret_in_messages_and_names(server: Server, cache: ShardCache, tmp_
     with pytest.raises(ConfigError) as wrong:
         expand_remote(f"{base}/{{a?token=s3cret")
     server.faults.clear()
-    with cache.open(f"{base}/a.tar?token=s3cret") as held:
+    another_run = ShardCache(tmp_path / "cache", 1 << 24, **QUICK)
+    with another_run.open(f"{base}/a.tar?token=s3cret") as held:
         assert held.path.read_bytes() == DATA
     told = " ".join([*messages, str(wrong.value), *map(str, tmp_path.glob("cache/*"))])
     assert "hunter2" not in told
     assert "s3cret" not in told
+
+
+def test_what_failed_is_not_retried_for_every_sample(server: Server, cache: ShardCache) -> None:
+    server.faults["/a.tar"] = {"status": 500}
+    for _ in range(3):
+        with pytest.raises(DataError, match="gave up after 4 attempts"):
+            cache.open(f"{server.url}/a.tar")
+        assert server.requests["/a.tar"] == 4
 
 
 def test_nobody_listens(cache: ShardCache) -> None:
