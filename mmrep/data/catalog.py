@@ -15,7 +15,7 @@ from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index, read_arrays, write_arrays
 from mmrep.data.tar import DataError
 
-CATALOG_VERSION = 1
+CATALOG_VERSION = 2
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
 _FNV_PRIME = np.uint64(0x100000001B3)
 
@@ -95,7 +95,7 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
     place = cache_root() / "catalogs" / f"{state.hexdigest()}.npz"
     stamps = np.array([_stamp(shard) for shard in shards], dtype=np.int64)
     known = read_arrays(place.read_bytes()) if place.is_file() else None
-    if known is not None and known.get("version") == CATALOG_VERSION and np.array_equal(known["stamps"], stamps):
+    if known and _is_catalog(known) and np.array_equal(known.get("stamps", []), stamps):
         return _from_arrays(known)
     rows = []
     for i, shard in enumerate(shards):
@@ -178,6 +178,10 @@ def read_catalog(place: str) -> Catalog:
 
 def _stands_alone(name: bytes) -> bool:
     return name.startswith(b"/") or b"://" in name
+
+
+def _is_catalog(arrays: dict[str, NDArray]) -> bool:
+    return arrays.keys() >= {*Catalog.__annotations__, "version"} and arrays["version"] == CATALOG_VERSION
 
 
 def _to_arrays(catalog: Catalog) -> dict[str, NDArray]:

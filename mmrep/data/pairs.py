@@ -3,6 +3,8 @@
 import hashlib
 import time
 from dataclasses import astuple, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmrep.config.checks import MmrepError
 from mmrep.config.data import DataConfig
 from mmrep.data.cache import cache_root
 from mmrep.data.captions import Caption
@@ -25,7 +28,7 @@ from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded
 
 REPLACEMENTS = 16
 """Samples that are tried in place of one that can't be used."""
-_DECODER = f"1, Pillow {PIL.__version__}"
+_DECODER = f"1, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
 """Another one may give other pixels."""
 _LEAST_BYTES = 3 * 16 * 16
 """Of a decoded image; where even images of this size are too many, their headers need not be read."""
@@ -158,6 +161,8 @@ class Pairs:
         downloaded, middle = DOWNLOADS.seconds - waited, time.perf_counter()
         try:
             pixels = self._view(number, data, image, draws, i, size)
+        except MmrepError:
+            raise  # no fault of the sample
         except ValueError as error:
             raise DataError(f"{sample.shard.sample(sample.row)}, member {extension!r}: {error}") from error
         decode = time.perf_counter() - middle
@@ -181,7 +186,10 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
     limit = int(config.decoded_gb * 2**30)
     if len(sources) * _LEAST_BYTES > limit:
         return None
-    state = [_DECODER, config.max_pixels, sources.digest(), sources.catalog.sizes.tolist()]
+    places = [sources.shard(shard) for shard in range(len(sources.catalog))]
+    # The digest of an index does not see bytes that were replaced by as many others.
+    changed = [place.stat().st_mtime_ns for place in places if isinstance(place, Path)]
+    state = [_DECODER, config.max_pixels, sources.digest(), sources.catalog.sizes.tolist(), changed]
     digest = hashlib.blake2b(repr(state).encode(), digest_size=16).hexdigest()
     place = cache_root() / "decoded" / f"{digest}.sizes.npz"
     known = read_arrays(place.read_bytes()) if place.is_file() else None

@@ -60,6 +60,17 @@ class Sources:
         config: sources, validation split, caches.
         progress: called with (shards indexed, shards) while indexing.
 
+    Attributes:
+        catalog: all shards.
+        captioners: of each source.
+        counts: (shards,) samples to train on.
+        held: (shards,) samples held out.
+        groups: for each part of the order (a weighted source, or all sources as one), its shards' counts.
+        starts: the number of each group's first sample.
+        shard_starts: the place of each group's first shard in the catalog.
+        weights: each group's.
+        captions: all kinds of caption.
+
     Raises:
         ConfigError: missing shards, class names or templates; a split that leaves nothing.
         DataError: a damaged shard.
@@ -92,7 +103,6 @@ class Sources:
         shards = list(pairwise(self._bounds.tolist())) if weighted else [(0, len(self.catalog))]
         self.groups = [self.counts[begin:end] for begin, end in shards]
         self.starts = [int(self._first[begin]) for begin, _ in shards]
-        """The number of the first sample of each group that is drawn from on its own; then of its first shard."""
         self.shard_starts = [begin for begin, _ in shards]
         require(
             all(group.sum() for group in self.groups),

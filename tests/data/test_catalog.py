@@ -158,8 +158,8 @@ def test_tables_of_other_lengths_are_refused(field: str, table: Any, tmp_path: P
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"c\.npz: a catalog of version 2, expected 1; `mmrep data index"):
-        read_catalog(changed(tmp_path, version=np.array(2), identities=None))
+    with pytest.raises(ConfigError, match=r"c\.npz: a catalog of version 3, expected 2; `mmrep data index"):
+        read_catalog(changed(tmp_path, version=np.array(3), identities=None))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.99])
