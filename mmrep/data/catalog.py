@@ -181,7 +181,7 @@ def _stands_alone(name: bytes) -> bool:
 
 
 def _is_catalog(arrays: dict[str, NDArray]) -> bool:
-    return arrays.keys() >= {*Catalog.__annotations__, "version"} and arrays["version"] == CATALOG_VERSION
+    return arrays.keys() >= {*Catalog.__annotations__, "version"} and bool(arrays["version"] == CATALOG_VERSION)
 
 
 def _to_arrays(catalog: Catalog) -> dict[str, NDArray]:
