@@ -29,8 +29,9 @@ from train_cpu import QUIET, RESULTS, busy_seconds, commit, processor
 
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.decode import decode_image, image_header
+from mmrep.data.indexing import load_index
 from mmrep.data.loader import Plan, Stage, Steps, batches
-from mmrep.data.shards import image_extension, load_index, read_member
+from mmrep.data.shards import image_extension, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.transforms import CROP_DRAWS, random_crop_box, view
 from mmrep.model.text_encoder import ClipTokenizer

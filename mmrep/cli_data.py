@@ -122,9 +122,9 @@ def _index(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     require(args.catalog is None or args.catalog.endswith(".npz"), f"--catalog {args.catalog}: expected a name in .npz")
     from mmrep.data.catalog import catalog_of, write_catalog
+    from mmrep.data.indexing import write_sidecar
     from mmrep.data.parallel import over
     from mmrep.data.paths import local_shards
-    from mmrep.data.shards import write_sidecar
 
     shards = local_shards(args.shards)
     with progress("indexing", "shard") as show:

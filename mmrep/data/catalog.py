@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mmrep.config.checks import ConfigError
 from mmrep.data.cache import cache_root
 from mmrep.data.img2dataset import check_against, stats_of
+from mmrep.data.indexing import load_index, read_arrays, write_arrays
 from mmrep.data.remote import is_remote, read_remote, remote_size
-from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index, read_arrays, write_arrays
+from mmrep.data.shards import RemoteShard, Shard, ShardIndex
 from mmrep.data.tar import DataError
 
 CATALOG_VERSION = 2

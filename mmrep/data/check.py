@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import MAX_PIXELS, decode_image, image_header, image_notes
 from mmrep.data.img2dataset import Accounting
+from mmrep.data.indexing import build_index, load_index, sidecar
 from mmrep.data.parallel import over
-from mmrep.data.shards import (
-    IMAGE_EXTENSIONS,
-    ShardIndex,
-    build_index,
-    image_extension,
-    load_index,
-    read_member,
-    sidecar,
-)
+from mmrep.data.shards import IMAGE_EXTENSIONS, ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError
 
 _SHOWN_NOTES = 10

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mmrep.data.jpeg import decode_jpeg, jpeg_complaint, jpeg_header
-from mmrep.data.shards import DataError, ShardIndex, image_extension, read_member
+from mmrep.data.shards import ShardIndex, image_extension, read_member
+from mmrep.data.tar import DataError
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs."""

@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmrep.config.checks import ConfigError
 from mmrep.data.decode import FORMATS
-from mmrep.data.shards import DataError
+from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
 _CHECK = np.dtype(np.uint32)

@@ -20,8 +20,9 @@ from mmrep.data.captions import Caption
 from mmrep.data.decode import decode_image
 from mmrep.data.decoded import DecodedImages, image_sizes
 from mmrep.data.draws import Purpose, random_bits, uniforms
+from mmrep.data.indexing import read_arrays, write_arrays
 from mmrep.data.order import Order
-from mmrep.data.shards import DOWNLOADS, image_extension, read_arrays, read_member, write_arrays
+from mmrep.data.shards import DOWNLOADS, image_extension, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded

@@ -15,10 +15,11 @@ from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.cache import cache_root
 from mmrep.data.captions import Captioner
 from mmrep.data.catalog import Catalog, Progress, catalog_of, joined, key_hashes, read_catalog
+from mmrep.data.indexing import load_index
 from mmrep.data.paths import expand_shards
 from mmrep.data.remote import ShardCache, is_remote
 from mmrep.data.selection import Selection
-from mmrep.data.shards import RemoteShard, Shard, ShardIndex, load_index
+from mmrep.data.shards import RemoteShard, Shard, ShardIndex
 from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.data.decode import read_image
 from mmrep.data.loader import default_workers
-from mmrep.data.shards import DataError
+from mmrep.data.tar import DataError
 from mmrep.data.transforms import resize_center
 from mmrep.evaluation.sets import EvalSet
 from mmrep.model.dual_encoder import DualEncoder

@@ -9,9 +9,10 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import ValidationConfig
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.captions import class_label, text_lines
+from mmrep.data.indexing import load_index
 from mmrep.data.paths import read_lines
 from mmrep.data.places import resolve_place
-from mmrep.data.shards import ShardIndex, load_index
+from mmrep.data.shards import ShardIndex
 from mmrep.data.sources import Sample, Sources
 from mmrep.data.tar import DataError
 

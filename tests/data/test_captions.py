@@ -10,7 +10,9 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.data import SourceConfig
 from mmrep.data.captions import Caption, Captioner, class_label, group_id, text_lines
 from mmrep.data.draws import Purpose, random_bits
-from mmrep.data.shards import DataError, ShardIndex, build_index
+from mmrep.data.indexing import build_index
+from mmrep.data.shards import ShardIndex
+from mmrep.data.tar import DataError
 
 
 def shard(folder: Path, **members: bytes | str) -> ShardIndex:

@@ -15,8 +15,9 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.data import catalog as catalog_module
 from mmrep.data.catalog import Catalog, catalog_of, identity, joined, read_catalog, write_catalog
+from mmrep.data.indexing import build_index, load_index
 from mmrep.data.remote import ShardCache
-from mmrep.data.shards import RemoteShard, build_index, load_index
+from mmrep.data.shards import RemoteShard
 from mmrep.data.sources import Sources, check_sources
 from mmrep.data.tar import DataError
 

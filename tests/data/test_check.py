@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmrep.cli import main
 from mmrep.data.check import Check, check_shards
-from mmrep.data.shards import sidecar, write_sidecar
+from mmrep.data.indexing import sidecar, write_sidecar
 
 GOOD = png((1, 2, 3))
 TEXT = {"txt": b"fine"}

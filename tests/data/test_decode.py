@@ -14,7 +14,8 @@ from conftest import png, write_tar
 from PIL import Image
 
 from mmrep.data.decode import decode_image, image_header, image_notes, read_image
-from mmrep.data.shards import DataError, build_index
+from mmrep.data.indexing import build_index
+from mmrep.data.tar import DataError
 
 GRADIENT = np.stack([np.tile(np.arange(0, 240, 10), (16, 1))] * 3, axis=2).astype(np.uint8) + np.array(
     [0, 5, 10], dtype=np.uint8

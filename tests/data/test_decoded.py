@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from mmrep.config.checks import ConfigError
 from mmrep.data.decode import decode_image, read_image
 from mmrep.data.decoded import DecodedImages, Sizes, image_sizes
-from mmrep.data.shards import DataError, build_index, image_extension, read_member
+from mmrep.data.indexing import build_index
+from mmrep.data.shards import image_extension, read_member
+from mmrep.data.tar import DataError
 
 SHAPES = [(4, 6), (5, 5), (0, 0), (1, 9), (7, 2)]
 MANY = 1 << 30

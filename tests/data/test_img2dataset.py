@@ -9,7 +9,7 @@ import pytest
 from originals import put
 
 from mmrep.data.img2dataset import Accounting, check_against, stats_of
-from mmrep.data.shards import build_index
+from mmrep.data.indexing import build_index
 from mmrep.data.tar import DataError
 
 GOOD: dict[str, Any] = {

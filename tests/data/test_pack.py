@@ -21,10 +21,10 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.tree import TrainConfig
 from mmrep.data.decode import read_image
+from mmrep.data.indexing import load_index
 from mmrep.data.layouts.contents import Contents, Item
 from mmrep.data.layouts.formats import FORMATS
 from mmrep.data.pack import PackSpec, pack, sample_keys
-from mmrep.data.shards import load_index
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import open_set

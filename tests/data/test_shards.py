@@ -14,20 +14,9 @@ import pytest
 from conftest import colour_samples, write_tar
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.shards import (
-    _OPEN_FILES,
-    DataError,
-    ShardIndex,
-    _digest,
-    build_index,
-    cached_sidecar,
-    image_extension,
-    load_index,
-    read_member,
-    sidecar,
-    write_index,
-)
-from mmrep.data.tar import split_name
+from mmrep.data.indexing import _digest, build_index, cached_sidecar, load_index, sidecar, write_index
+from mmrep.data.shards import _OPEN_FILES, ShardIndex, image_extension, read_member
+from mmrep.data.tar import DataError, split_name
 
 
 @pytest.fixture(autouse=True)

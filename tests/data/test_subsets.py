@@ -9,7 +9,7 @@ import pytest
 from conftest import write_tar
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.shards import build_index
+from mmrep.data.indexing import build_index
 from mmrep.data.subsets import UID, parse_uid, read_subset, select, shard_uids
 from mmrep.data.tar import DataError
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.data.decode import read_image
-from mmrep.data.shards import DataError
+from mmrep.data.tar import DataError
 from mmrep.data.transforms import resize_center
 from mmrep.evaluation.embed import embed_set, embed_texts
 from mmrep.evaluation.sets import EvalSet, open_set

@@ -9,8 +9,8 @@ from conftest import colour_samples, write_tar
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.shards import DataError
 from mmrep.data.sources import Sources
+from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import EvalSet, check_set, open_set, validation_sets
 
 

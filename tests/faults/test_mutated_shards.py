@@ -14,9 +14,10 @@ from mmrep.data.captions import Captioner
 from mmrep.data.catalog import catalog_of, write_catalog
 from mmrep.data.check import Check, check_shards
 from mmrep.data.decode import read_image
+from mmrep.data.indexing import build_index, load_index, sidecar, write_sidecar
 from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches
 from mmrep.data.pairs import REPLACEMENTS, Bad
-from mmrep.data.shards import ShardIndex, build_index, load_index, read_member, sidecar, write_sidecar
+from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.model.text_encoder import ClipTokenizer

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mmrep.data.shards import ShardIndex, build_index, read_member
+from mmrep.data.indexing import build_index
+from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.tar import split_name
 
 with warnings.catch_warnings():

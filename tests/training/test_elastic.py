@@ -204,8 +204,8 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "crop": ({"data": {"crop": "resize"}}, "transform.crop was random_resized, is resize"),
     "dct_scaling": ({"data": {"dct_scaling": True}}, "transform.dct_scaling was False, is True"),
     "sizes": (
-        {"data": {"sizes": {0: 8, 5: 16}}},
-        "transform.stages was [[0, 16, 16, 16, 16]], is [[0, 8, 8, 4, 4], [5, 16, 16, 16, 16]]",
+        {"data": {"sizes": {0: 8, 1: 16}}},
+        "transform.stages was [[0, 16, 16, 16, 16]], is [[0, 8, 8, 4, 4], [1, 16, 16, 16, 16]]",
     ),
     "patch dropout": (
         {"image": {"patch_dropout": 0.5}},
