@@ -63,7 +63,7 @@ class Ahead:
             room -= int(sources.catalog.sizes[shard])
             if room < 0:
                 break
-            wanted.append((place.address, place.size, place.checksum))
+            wanted.append((place.address, place.size, place.checksum, place.version))
         return wanted
 
     def _check_room(self) -> None:

@@ -1,6 +1,7 @@
 """Catalogs: one table of all shards of a set, so that a run can start without opening any of them."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -154,9 +155,12 @@ def _stamp(shard: Shard) -> tuple[int, int]:
 
 def write_catalog(catalog: Catalog, place: Path) -> None:
     """Writes a catalog file; shards in or below its folder are noted relative to it, so that a set can be moved."""
-    folder = f"{place.absolute().parent}/"
+    folder = f"{os.path.abspath(place.parent)}/"  # noqa: PTH100  # Path does not drop ..
     addresses = [catalog.address(shard) for shard in range(len(catalog))]
-    names = [name if is_remote(name) else str(Path(name).absolute()).removeprefix(folder) for name in addresses]
+    names = [
+        name if is_remote(name) else os.path.abspath(name).removeprefix(folder)  # noqa: PTH100
+        for name in addresses
+    ]
     write_arrays(_to_arrays(catalog) | {"addresses": np.array([name.encode() for name in names])}, place)
 
 
@@ -169,6 +173,7 @@ def read_catalog(place: str) -> Catalog:
     if is_remote(place):
         data = read_remote(place)
     else:
+        place = str(Path(place).expanduser())
         try:
             data = Path(place).read_bytes()
         except OSError as error:

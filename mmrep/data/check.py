@@ -177,6 +177,8 @@ class _Checker:
                     f"{index.path}: only {count} of {len(index)} samples have a member {kind!r}: not checked, unless "
                     f"asked for by --caption {kind}"
                 )
+        if not counts:
+            notes.append(f"{index.path}: no member 'txt' or 'cls': captions not checked, unless named by --caption")
         return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
 
     def _sample(self, index: ShardIndex, row: int, wanted: tuple[str, ...], notes: list[str]) -> list[str]:

@@ -126,13 +126,15 @@ class DecodedImages:
         return self._pixels.as_strided((3, height, width), (1, 3 * width, 3), start)
 
     def put(self, number: int, image: UInt8[torch.Tensor, "3 height width"]) -> None:
-        """Keeps an image.
+        """Keeps an image, if it is one of those that are kept.
 
         Raises:
             DataError: its size is not the announced one.
             ConfigError: it can't be written.
         """
         height, width, start = self._place(number)
+        if not height:  # its header could not be read beforehand
+            return
         if tuple(image.shape[1:]) != (height, width):
             found = f"{image.shape[1]} × {image.shape[2]}"
             raise DataError(

@@ -63,7 +63,10 @@ def with_crcs(index: ShardIndex) -> ShardIndex:
 def write_sidecar(path: Path) -> int:
     """Indexes a shard anew, with CRCs, into the file beside it; returns its samples."""
     index = with_crcs(build_index(path))
-    write_index(index, sidecar(path))
+    try:
+        write_index(index, sidecar(path))
+    except OSError as error:
+        raise ConfigError(f"{sidecar(path)}: can't be written: {error.strerror}") from error
     return len(index)
 
 
@@ -74,7 +77,7 @@ def sidecar(path: Path) -> Path:
 
 def cached_sidecar(path: Shard) -> Path:
     """The index file in the cache, where nothing lies beside the shard."""
-    place = str(path.absolute()) if isinstance(path, Path) else path.address
+    place = str(path.absolute()) if isinstance(path, Path) else f"{path.address}{path.version or ''}"
     return cache_root() / "index" / f"{hashlib.blake2b(place.encode(), digest_size=16).hexdigest()}.npz"
 
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmrep.config.checks import MmrepError
+from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.data import DataConfig
 from mmrep.data.cache import cache_root
 from mmrep.data.captions import Caption
@@ -202,5 +202,8 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
 
         heights, widths = image_sizes(read, len(sources))
         known = {"heights": heights, "widths": widths}
-        write_arrays(known, place)
+        try:
+            write_arrays(known, place)
+        except OSError as error:
+            raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
     return DecodedImages.open(place.parent, digest, (known["heights"], known["widths"]), limit)

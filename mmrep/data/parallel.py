@@ -3,7 +3,11 @@
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from mmrep.config.checks import MmrepError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,12 +26,21 @@ def over(
         function: can be pickled.
         workers: processes; 1: this one.
         progress: called with (items done, items).
+
+    Raises:
+        MmrepError: a worker was killed.
     """
     if workers <= 1 or len(items) <= 1:
         yield from _counted(map(function, items), len(items), progress)
         return
-    with multiprocessing.get_context("fork").Pool(min(workers, len(items)), _leave_ctrl_c) as pool:
-        yield from _counted(pool.imap(function, items), len(items), progress)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(workers, len(items)), context, _leave_ctrl_c) as pool:
+        try:
+            yield from _counted(pool.map(function, items), len(items), progress)
+        except BrokenProcessPool as error:
+            raise MmrepError("a worker process was killed (out of memory?); try fewer --workers") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _counted(results: Iterator[Result], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Result]:

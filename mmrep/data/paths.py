@@ -10,6 +10,7 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
 from mmrep.data.remote import expand_remote, is_remote, read_remote
 
+_PACKED = (".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 
 
@@ -56,8 +57,16 @@ def _expand(pattern: str, where: str) -> list[Path]:
     paths = []
     for name in names:
         matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names
+        if len(matches) > 1:  # index files and catalogs lie beside the shards
+            matches = [match for match in matches if not match.endswith(".npz")]
         for match in map(Path, matches):
             tars = sorted(match.glob("*.tar")) if match.is_dir() else [match]
+            packed = [path for path in match.glob("*.t*") if path.name.endswith((".tgz", *_PACKED))]
+            require(not packed, f"{where}: {packed[:1]} lies among the shards and is compressed: unpack it to a .tar")
+            require(
+                match.suffix != ".npz",
+                f"{where}: {match} is an index file or a catalog; name the shards themselves here",
+            )
             require(bool(tars), f"{where}: no .tar file in folder {match}")
             paths += tars
         if not matches:

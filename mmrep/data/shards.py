@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrep.data.tar import DataError
+from mmrep.data.tar import HEADER_BYTES, DataError, is_header_of
 
 if TYPE_CHECKING:
     from mmrep.data.remote import HeldFile, ShardCache
@@ -50,12 +50,14 @@ class RemoteShard:
         cache: where local copies lie.
         size: in bytes; None where it is not known beforehand.
         checksum: `md5:HEX` or the like; None where it is not known.
+        version: changes where the file behind the address does, as far as that is known; 0: not known.
     """
 
     address: str
     cache: "ShardCache" = field(compare=False, repr=False)
     size: int | None = None
     checksum: str | None = None
+    version: int = 0
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ class RemoteShard:
     def open(self) -> "HeldFile":
         """A local copy, kept until it is closed."""
         with DOWNLOADS.running():
-            return self.cache.open(self.address, self.size, self.checksum)
+            return self.cache.open(self.address, self.size, self.checksum, self.version)
 
 
 Shard = Path | RemoteShard
@@ -138,23 +140,32 @@ def read_member(index: ShardIndex, sample: int, extension: str) -> bytes:
     """The bytes of one member.
 
     Raises:
-        DataError: the sample has no such member, the shard ends before it, or its bytes have another CRC than the
-            index.
+        DataError: the sample has no such member, the shard ends before it, or it is not the one that was indexed, by
+            the CRC of the bytes or the tar header before them.
     """
     offset, size = index.members[extension][sample].tolist() if extension in index.members else (-1, -1)
     if offset < 0:
         raise DataError(f"{index.sample(sample)} has no member {extension!r} (it has {_extensions(index, sample)})")
     try:
-        data = _read(index, size, offset)
+        block = _read(index, HEADER_BYTES + size, offset - HEADER_BYTES)
     except OSError as error:
         raise DataError(f"{index.sample(sample)}, member {extension!r}: {error.strerror}") from error
+    header, data = block[:HEADER_BYTES], block[HEADER_BYTES:]
     if len(data) != size:
         raise DataError(
             f"{index.path}: truncated: sample {index.keys[sample].decode()!r}, member {extension!r}: "
             f"{len(data)} of {size} bytes"
         )
-    if index.crcs and zlib.crc32(data) != index.crcs[extension][sample]:
-        raise DataError(f"{index.sample(sample)}, member {extension!r}: damaged since it was indexed (CRC-32 differs)")
+    if index.crcs:
+        if zlib.crc32(data) != index.crcs[extension][sample]:
+            raise DataError(
+                f"{index.sample(sample)}, member {extension!r}: damaged since it was indexed (CRC-32 differs)"
+            )
+    elif not is_header_of(header, index.keys[sample] + b"." + extension.encode(), size):
+        raise DataError(
+            f"{index.sample(sample)}, member {extension!r}: the shard was replaced or damaged since it was indexed: "
+            "run `mmrep data index` again, or clear the folders index and shards of the cache (MMREP_CACHE)"
+        )
     return data
 
 

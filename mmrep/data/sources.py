@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.cache import cache_root
 from mmrep.data.captions import Captioner
 from mmrep.data.catalog import Catalog, Progress, catalog_of, joined, key_hashes, read_catalog
-from mmrep.data.indexing import load_index
+from mmrep.data.indexing import cached_sidecar, load_index
 from mmrep.data.paths import expand_shards
 from mmrep.data.remote import ShardCache, is_remote
 from mmrep.data.selection import Selection
@@ -87,9 +88,11 @@ class Sources:
             Captioner(source, catalog.address(0), f"data.train[{i}]")
             for i, (source, catalog) in enumerate(zip(config.train, catalogs, strict=True))
         ]
+        self._check_classes()
         # Without weights all sources are one: each of its samples once an epoch.
         weighted = config.train[0].weight is not None
         self.weights = [float(source.weight or 1) for source in config.train] if weighted else [1.0]
+        self._check_twice(list(pairwise(self._bounds.tolist())) if weighted else [(0, len(self.catalog))])
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
         self._unusable: dict[int, DataError] = {}
         self.selections: list[Selection | None] = [None] * len(catalogs)
@@ -197,7 +200,9 @@ class Sources:
         if not is_remote(address):
             if not self.config.stage:
                 return Path(address)
-            address = f"file://{Path(address).absolute()}"
+            path = Path(address).absolute()
+            version = path.stat().st_mtime_ns if path.exists() else 0
+            return RemoteShard(f"file://{path}", self.cache, int(self.catalog.sizes[number]), version=version)
         return RemoteShard(address, self.cache, int(self.catalog.sizes[number]))
 
     @property
@@ -234,6 +239,35 @@ class Sources:
             ]
             catalogs.append(catalog_of(shards, progress))
         return joined(catalogs)
+
+    def _check_twice(self, groups: list[tuple[int, int]]) -> None:
+        """Raises ConfigError where a shard stands twice among those of which each sample is to come once an epoch."""
+        for begin, end in groups:
+            seen: set[str] = set()
+            for shard in range(begin, end):
+                address = self.catalog.address(shard)
+                place = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100  # Path does not drop ..
+                require(
+                    place not in seen,
+                    f"data.train: {address} is listed twice; give a source a weight to draw from it more often",
+                )
+                seen.add(place)
+
+    def _check_classes(self) -> None:
+        """Raises ConfigError where folders of one source have class names or templates of their own that differ."""
+        for i, source in enumerate(self.config.train):
+            captioner = self.captioners[i]
+            if "cls" not in captioner.kinds or (source.classnames and source.templates):
+                continue
+            begin, end = self._bounds[i : i + 2].tolist()
+            folders = {self.catalog.address(shard).rpartition("/")[0]: shard for shard in range(begin, end)}
+            for shard in folders.values():
+                other = Captioner(source, self.catalog.address(shard), f"data.train[{i}]")
+                require(
+                    other.digest == captioner.digest,
+                    f"data.train[{i}]: {self.catalog.address(begin)} and {self.catalog.address(shard)} have different "
+                    "class names or templates beside them; make them two sources",
+                )
 
     def _selection(self, source: SourceConfig, i: int, progress: Progress | None) -> Selection | None:
         """The rows of each shard that a source's subset leaves to train on."""
@@ -280,7 +314,11 @@ class Sources:
         return opened
 
     def _load(self, shard: int) -> ShardIndex:
-        index = load_index(self.shard(shard))
+        place = self.shard(shard)
+        index = load_index(place)
+        if isinstance(place, RemoteShard) and index.digest.encode() != self.catalog.digests[shard]:
+            cached_sidecar(place).unlink(missing_ok=True)  # of what lay behind the address before
+            index = load_index(place)
         if index.digest.encode() != self.catalog.digests[shard]:
             raise DataError(
                 f"{index.path}: changed since it was catalogued ({self.catalog.samples[shard]} samples then, "

@@ -39,7 +39,7 @@ def read_subset(path: Path) -> NDArray:
     except OSError as error:
         raise ConfigError(f"subset {path}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise ConfigError(f"subset {path}: not an .npy array of uids: {error}") from error
+        raise ConfigError(f"subset {path}: not an .npy array of uids (dtype u8,u8)") from error
     if not isinstance(uids, np.ndarray) or uids.dtype != UID or uids.ndim != 1:
         got = f"{uids.dtype} {uids.shape}" if isinstance(uids, np.ndarray) else "an archive"
         raise ConfigError(f"subset {path}: expected uids (dtype u8,u8; one dimension), got {got}")

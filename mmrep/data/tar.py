@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.checks import MmrepError
 
-_BLOCK = 512
+HEADER_BYTES = _BLOCK = 512
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 """tarfile lets the latter pass where the records of an extended header are damaged."""
 
@@ -36,6 +36,17 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
+
+
+def is_header_of(header: bytes, name: bytes, size: int) -> bool:
+    """Whether a tar header, as it stands before a member's bytes, can be that of a member of this name (in any case)
+    and size. Names that tar spells in other ways (long, not ASCII) are not compared."""
+    field, found, prefix = header[124:136], header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
+    digits = field.strip(b"\0 ").lstrip(b"0")
+    if not field.startswith(b"\x80") and digits != (b"%o" % size).lstrip(b"0"):  # else a number in base 256
+        return False
+    plain = name.isascii() and len(name) < 100 and not (header[257:262] == b"ustar" and prefix)
+    return not plain or found.lower() == name.lower()
 
 
 def walk_tar(file: Path, shard: object) -> Layout:

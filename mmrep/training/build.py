@@ -38,6 +38,8 @@ from mmrep.training.tracking import Tracker
 from mmrep.training.watch import DataWatch
 
 LOG = logging.getLogger("mmrep")
+_HARMLESS = ("data.", "evaluation.", *(f"training.{name}" for name in ("checkpoint_", "keep_", "log_", "evaluate_")))
+"""Options that change no loss; what of the data decides a batch has been compared with the checkpoint's."""
 
 
 @dataclass
@@ -233,8 +235,7 @@ def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> 
             before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
             for key, (old, new) in differences(before, recipe).items():
                 if key not in ("resume", "output_dir"):
-                    # What of the data decides a batch has been compared with the checkpoint's.
-                    effect = "" if key.startswith("data.") else "; losses will not be those of one run"
+                    effect = "" if key.startswith(_HARMLESS) else "; losses will not be those of one run"
                     LOG.warning("resuming with another %s: it was %s, is %s%s", key, old, new, effect)
         (folder / CONFIG).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         (folder / INITIAL).write_text(json.dumps(initial, indent=1) + "\n", encoding="utf-8")

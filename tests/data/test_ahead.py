@@ -75,7 +75,7 @@ def build(places: dict[str, str], tmp_path: Path) -> Callable[..., Steps]:
 
 
 def names(wanted: Sequence[Wanted]) -> list[str]:
-    return [address.rpartition("/")[2].removesuffix(".tar") for address, _, _ in wanted]
+    return [address.rpartition("/")[2].removesuffix(".tar") for address, *_ in wanted]
 
 
 def used(steps: Steps, first: int, last: int) -> set[str]:
@@ -102,7 +102,7 @@ def test_want_lists_follow_the_blocks(build: Callable[..., Steps]) -> None:
         assert set(found[:2]) == used(steps, 3 * block, 3 * block + 3), "the present block first"
         assert set(found) == used(steps, 3 * block, 3 * block + 6), "then the next one, across epochs too"
         assert len(found) == len(set(found))
-    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, None) for i in range(SHARDS)}
+    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, None, 0) for i in range(SHARDS)}
     watcher.close()
     assert recorder.closed
 
@@ -172,7 +172,9 @@ def test_local_shards_take_no_room(build: Callable[..., Steps], caplog: pytest.L
 
 def test_staged_shards_are_asked_for(build: Callable[..., Steps], places: dict[str, str]) -> None:
     Ahead(build("{local}", stage=True)).advance(0)
-    assert Recorder.made[0].lists == [[(f"file://{places['local']}/{i}.tar", SIZE, None) for i in range(SHARDS)]]
+    shards = [Path(places["local"]) / f"{i}.tar" for i in range(SHARDS)]
+    expected = [(f"file://{shard}", SIZE, None, shard.stat().st_mtime_ns) for shard in shards]
+    assert Recorder.made[0].lists == [expected]
 
 
 def test_shards_without_samples_to_train_on_are_not_asked_for(build: Callable[..., Steps], tmp_path: Path) -> None:

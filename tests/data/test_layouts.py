@@ -168,6 +168,9 @@ def test_table_rows(tmp_path: Path) -> None:
     assert captions(crlf) == {"1.jpg": ("a, b",)}
     other = table(tmp_path, "i;t\n1.jpg;a\tb,c\n", image_column="i", caption_column="t", separator=";")
     assert captions(other) == {"1.jpg": ("a b,c",)}
+    stray = table(tmp_path, 'filepath\ttitle\n0.jpg\t"unbalanced\n1.jpg\tone\n2.jpg\ttwo"\n3.jpg\tthree\n')
+    assert captions(stray) == {"3.jpg": ("three",)}
+    assert said(stray) == ["line 4: a tab within quotes: are they stray?"]
     for separator in ("tab", "\\t", "\t"):
         assert captions(table(tmp_path, "filepath\ttitle\n1\ta\n", separator=separator)) == {"1": ("a",)}
 

@@ -316,7 +316,7 @@ def test_prefetcher_is_parallel_and_in_order(server: Server, tmp_path: Path) -> 
     for path in server.files:
         server.faults[path] = {"after": lambda _: gate.wait(30)}
     ahead = Prefetcher(cache, threads=4)
-    wanted = [(f"{server.url}/{i}.tar", 4 * SIZE, None) for i in (5, 3, 6, 0, 1, 2)]
+    wanted = [(f"{server.url}/{i}.tar", 4 * SIZE, None, 0) for i in (5, 3, 6, 0, 1, 2)]
     ahead.want(wanted)
     until(lambda: server.running == 4, "four downloads at a time")
     assert set(server.requests) == {"/5.tar", "/3.tar", "/6.tar", "/0.tar"}
@@ -336,7 +336,7 @@ def test_prefetcher_reports_an_address_once(memory: Any, tmp_path: Path, caplog:
     bad = MEMORY.format(77)
     with caplog.at_level(logging.WARNING, "mmrep"):
         for i in range(3):
-            ahead.want([(bad, None, None), (MEMORY.format(i), SIZE, None)])
+            ahead.want([(bad, None, None, 0), (MEMORY.format(i), SIZE, None, 0)])
             until(lambda i=i: f"{i}.tar" in present(tmp_path), "the next one")
     assert caplog.messages == ["download ahead failed: memory://set/77.tar: no such file"]
     assert ahead.errors == {bad: "memory://set/77.tar: no such file"}

@@ -45,13 +45,17 @@ def read_table(
     texts: dict[str, list[object]] = {}
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=_separator(separator, file), strict=True)
+            delimiter = _separator(separator, file)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
             columns = next(rows, [])
             picked = [_column(columns, name, table) for name in (image_column, caption_column)]
             for row in filter(None, rows):
                 where = f"line {rows.line_num}"
                 if len(row) != len(columns):
                     contents.problems.append(Problem(where, f"{len(row)} fields, but the header has {len(columns)}"))
+                    continue
+                if delimiter == "\t" and any("\t" in field for field in row):
+                    contents.problems.append(Problem(where, "a tab within quotes: are they stray?"))
                     continue
                 name, caption = (row[column] for column in picked)
                 if not name.strip():

@@ -22,8 +22,8 @@ LOG = logging.getLogger("mmrep")
 _FAILED_SECONDS = 600.0
 """After all retries have failed, so long the same error is raised at once: each sample of the shard would retry."""
 
-Wanted = tuple[str, int | None, str | None]
-"""Address, size in bytes and checksum of a shard; None where unknown."""
+Wanted = tuple[str, int | None, str | None, int]
+"""Address, size in bytes, checksum and version of a shard; None or 0 where unknown."""
 
 
 class ShardCache:
@@ -47,19 +47,20 @@ class ShardCache:
         self._policy = Policy(retries, timeout, backoff)
         self._failed: dict[str, tuple[float, str]] = {}
 
-    def open(self, address: str, size: int | None = None, checksum: str | None = None) -> HeldFile:
+    def open(self, address: str, size: int | None = None, checksum: str | None = None, version: int = 0) -> HeldFile:
         """The local copy of a remote file, downloaded now if it isn't there; nobody evicts it until it is closed.
 
         Args:
             address: `scheme://…`.
             size: bytes expected, if known.
             checksum: `md5:HEX`, `sha256:HEX` or `blake2b:HEX` expected, if known; verified at download.
+            version: copies of another one are not used; 0: any.
 
         Raises:
             DataError: it can't be had, isn't the file expected, is larger than the cache, or the disk is full.
             ConfigError: a package is missing, a malformed checksum, a folder that can't be written.
         """
-        name = _copy_name(address, checksum)
+        name = _copy_name(address, checksum, version)
         held = self._folder.hold(name, size)
         if held is not None:
             return held
@@ -73,12 +74,12 @@ class ShardCache:
                 self._failed[name] = (time.monotonic(), str(error))
             raise
 
-    def prefetch(self, address: str, size: int | None = None, checksum: str | None = None) -> bool:
+    def prefetch(self, address: str, size: int | None = None, checksum: str | None = None, version: int = 0) -> bool:
         """Makes a copy present without holding it; True if it was downloaded for that.
 
         Never passes the cache's limit: where all copies are in use it does nothing. Raises what `open` raises.
         """
-        name = _copy_name(address, checksum)
+        name = _copy_name(address, checksum, version)
         if self._folder.has(name, size):
             return False
         with suppress(NoRoomError):
@@ -99,9 +100,9 @@ class ShardCache:
                 return part.finish(), True
 
 
-def _copy_name(address: str, checksum: str | None) -> str:
+def _copy_name(address: str, checksum: str | None, version: int) -> str:
     """The file name of a copy: without the address's password and query, which may be secret."""
-    known = f"{re.sub(r'//[^/@]*@', '//', address)}\n{(checksum or '').lower()}"
+    known = f"{re.sub(r'//[^/@]*@', '//', address)}\n{(checksum or '').lower()}{version or ''}"
     digest = hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
     return f"{digest}-{re.sub(r'[^A-Za-z0-9._-]', '_', shown(address).rpartition('/')[2])[-100:]}"
 
