@@ -62,7 +62,8 @@ def _expand(pattern: str, where: str) -> list[Path]:
         for match in map(Path, matches):
             tars = sorted(match.glob("*.tar")) if match.is_dir() else [match]
             packed = [path for path in match.glob("*.t*") if path.name.endswith((".tgz", *_PACKED))]
-            require(not packed, f"{where}: {packed[:1]} lies among the shards and is compressed: unpack it to a .tar")
+            if packed:
+                raise ConfigError(f"{where}: {packed[0]} lies among the shards and is compressed: unpack it to a .tar")
             require(
                 match.suffix != ".npz",
                 f"{where}: {match} is an index file or a catalog; name the shards themselves here",

@@ -19,8 +19,8 @@ LOG = logging.getLogger("mmrep")
 
 BAD_SAMPLES = "bad_samples"
 SPAN = 10_000
-"""Pairs over which `data.max_bad_fraction` is measured at least; past ten times as many, counting starts anew, so that
-a disk that fails late does not use up what was saved before."""
+"""Pairs over which `data.max_bad_fraction` is measured at least, or those of the run if it has fewer; past ten times as
+many, counting starts anew, so that a disk that fails late does not use up what was saved before."""
 _LOGGED = 20
 _SLOW = 0.1
 _LONG, _REMIND_SECONDS = 10.0, 600.0
@@ -127,7 +127,8 @@ class DataWatch:
         """All samples that could not be used so far."""
         allowed, counts = self._steps.config.max_bad_fraction, self.counts()
         bad, pairs = counts["span_bad"], counts["span_pairs"]
-        if bad > allowed * max(pairs, SPAN):
+        whole_run = self._steps.plan.steps * self._steps.plan.global_batch
+        if bad > allowed * max(pairs, min(SPAN, whole_run)):
             raise DataError(
                 f"{bad} of the last {pairs} samples could not be used, more than data.max_bad_fraction {allowed:g} "
                 f"allows; they are named in {self._folder}/{BAD_SAMPLES}.rank*.jsonl, and "

@@ -98,3 +98,12 @@ def test_read_lines(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "a.txt", "x") == ["one", "two"]
     with pytest.raises(ConfigError, match=r"^x: can't read \S+gone\.txt: No such file or directory$"):
         read_lines(tmp_path / "gone.txt", "x")
+
+
+def test_what_lies_beside_shards(folder: Path) -> None:
+    assert expand_shards(f"{folder}/0*") == [folder / f"0{i}.tar" for i in range(3)]
+    with pytest.raises(ConfigError, match=r"^x: \S+00\.tar\.index\.npz is an index file or a catalog; name the shards"):
+        expand_shards(f"{folder}/00.tar.index.npz", "x")
+    (folder / "03.tar.gz").touch()
+    with pytest.raises(ConfigError, match=r"^x: \S+/03\.tar\.gz lies among the shards and is compressed: unpack it"):
+        expand_shards(str(folder), "x")

@@ -409,3 +409,19 @@ def test_real_shards(real_data: Path) -> None:
         photos = load_index(path)
         labels += [int(read_member(photos, row, "cls")) for row in range(len(photos))]
     assert sorted(labels) == list(range(1000))
+
+
+def test_an_index_of_another_shard_of_the_same_size_is_noticed(shard: Path, tmp_path: Path) -> None:
+    """Without CRCs the tar header before a member says whether it is still the one that was indexed."""
+    index = build_index(shard)
+    moved = colour_samples(8)
+    moved[0][1]["txt"] = b"longer than it was before " * 30
+    other = write_tar(tmp_path / "b.tar", moved)
+    renamed = write_tar(tmp_path / "c.tar", [(f"x{key[1:]}", members) for key, members in colour_samples(8)])
+    for replacement in (other, renamed):
+        laid_over = replace(index, path=replacement)
+        with pytest.raises(
+            DataError, match=r"sample '000003', member 'txt': .*replaced or damaged since it was indexed"
+        ):
+            read_member(laid_over, 3, "txt")
+    assert read_member(index, 3, "txt").startswith(b"a yellow")

@@ -193,3 +193,28 @@ def test_early_check_names_the_field(tmp_path: Path, colour_set: Path) -> None:
     many(tmp_path / "a/b/0.tar", 1)
     with pytest.raises(ConfigError, match=r"data\.train\[0\]\.classnames"):
         check_sources(DataConfig([SourceConfig(f"{tmp_path}/a/b/0.tar", caption="cls")]))
+
+
+def test_a_shard_twice_is_refused_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(tmp_path / "a/0.tar", 3)
+    monkeypatch.chdir(tmp_path)
+    for shards in (["a", f"{tmp_path}/a/0.tar"], ["a/0.tar", "a/../a/0.tar"]):
+        with pytest.raises(ConfigError, match=r"0\.tar is listed twice; give a source a weight"):
+            sources(SourceConfig(shards))
+    with pytest.raises(ConfigError, match="listed twice"):
+        sources(SourceConfig("a"), SourceConfig(f"{tmp_path}/a"))
+    assert len(sources(SourceConfig("a", weight=1), SourceConfig(f"{tmp_path}/a", weight=2))) == 6
+
+
+def test_class_names_of_one_source_have_to_agree(tmp_path: Path) -> None:
+    for folder, names in (("a", "cat\ndog\n"), ("b", "rose\ntulip\n")):
+        write_tar(tmp_path / folder / "train/0.tar", [("k", {"png": b"x", "cls": b"1"})])
+        (tmp_path / folder / "classnames.txt").write_text(names)
+        (tmp_path / folder / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    both = [f"{tmp_path}/a/train", f"{tmp_path}/b/train"]
+    with pytest.raises(
+        ConfigError, match=r"data\.train\[0\]: \S+/a/train/0\.tar and \S+/b/train/0\.tar have different"
+    ):
+        sources(SourceConfig(both, caption="cls"))
+    assert len(sources(SourceConfig(both, caption="cls", classnames=f"{tmp_path}/a/classnames.txt"))) == 2
+    assert len(sources(*(SourceConfig(shards, caption="cls") for shards in both))) == 2
