@@ -34,7 +34,7 @@ def over(
         yield from _counted(map(function, items), len(items), progress)
         return
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(items)), context, _leave_ctrl_c) as pool:
+    with ProcessPoolExecutor(min(workers, len(items)), context, _end_on_ctrl_c) as pool:
         try:
             yield from _counted(pool.map(function, items), len(items), progress)
         except BrokenProcessPool as error:
@@ -50,6 +50,6 @@ def _counted(results: Iterator[Result], total: int, progress: Callable[[int, int
         yield result
 
 
-def _leave_ctrl_c() -> None:
-    """Ctrl-C reaches the whole process group: the parent ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_on_ctrl_c() -> None:
+    """Ctrl-C reaches the whole process group: workers end at once, and leave the message to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
