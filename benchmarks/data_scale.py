@@ -73,7 +73,7 @@ def imported(result: dict[str, Any], torch: bool = False) -> Any:
         from mmrep.data.sources import Sources
 
         if torch:
-            import mmrep.data.loader  # noqa: F401
+            import mmrep.data.loader  # noqa: F401  # for the memory that it takes
     result["baseline_mb"] = memory("VmRSS")
     return Sources, Order, config
 

@@ -1,7 +1,6 @@
 """Catalogs: one table of all shards of a set, so that a run can start without opening any of them."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from mmrep.data.img2dataset import check_against, stats_of
 from mmrep.data.indexing import load_index, read_arrays, write_arrays
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
+from mmrep.data.spelling import absolute
 from mmrep.data.tar import DataError
 
 CATALOG_VERSION = 2
@@ -155,12 +155,9 @@ def _stamp(shard: Shard) -> tuple[int, int]:
 
 def write_catalog(catalog: Catalog, place: Path) -> None:
     """Writes a catalog file; shards in or below its folder are noted relative to it, so that a set can be moved."""
-    folder = f"{os.path.abspath(place.parent)}/"  # noqa: PTH100  # Path does not drop ..
+    folder = f"{absolute(str(place.parent))}/"
     addresses = [catalog.address(shard) for shard in range(len(catalog))]
-    names = [
-        name if is_remote(name) else os.path.abspath(name).removeprefix(folder)  # noqa: PTH100
-        for name in addresses
-    ]
+    names = [name if is_remote(name) else absolute(name).removeprefix(folder) for name in addresses]
     write_arrays(_to_arrays(catalog) | {"addresses": np.array([name.encode() for name in names])}, place)
 
 

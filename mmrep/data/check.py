@@ -182,12 +182,12 @@ class _Checker:
         return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
 
     def _sample(self, index: ShardIndex, row: int, wanted: tuple[str, ...], notes: list[str]) -> list[str]:
-        readers: list[Callable[[], object]] = [lambda: self._image(index, row, notes)]
+        readers: list[Callable[[], object]] = [partial(self._image, index, row, notes)]
         for kind in wanted:
             if kind == "cls":
-                readers.append(lambda: class_label(index, row, self.check.classes))
+                readers.append(partial(class_label, index, row, self.check.classes))
             else:
-                readers.append(lambda kind=kind: text_lines(index, row, kind))  # type: ignore[misc]
+                readers.append(partial(text_lines, index, row, kind))
         if self.check.deep and index.crcs:
             held = [extension for extension, places in index.members.items() if places[row, 0] >= 0]
             readers += [partial(read_member, index, row, extension) for extension in held]

@@ -1,14 +1,13 @@
-"""From what the user wrote to shard files that exist; the standard library and braceexpand only."""
+"""From what the user wrote to shard files that exist; nothing heavy is imported."""
 
 import os
 from glob import glob
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]  # its stubs lack the error
-
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
 from mmrep.data.remote import expand_remote, is_remote, read_remote
+from mmrep.data.spelling import expand_braces
 
 _PACKED = (".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
@@ -50,10 +49,8 @@ def local_shards(shards: str | list[str], where: str = "shards") -> list[Path]:
 
 
 def _expand(pattern: str, where: str) -> list[Path]:
-    try:
-        names = list(braceexpand(str(Path(pattern).expanduser()) if pattern.startswith("~") else pattern))
-    except UnbalancedBracesError as error:
-        raise ConfigError(f"{where}: {pattern!r}: unbalanced braces") from error
+    place = str(Path(pattern).expanduser()) if pattern.startswith("~") else pattern
+    names = expand_braces(place, f"{where}: {pattern!r}")
     paths = []
     for name in names:
         matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names

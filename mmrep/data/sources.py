@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from mmrep.data.paths import expand_shards
 from mmrep.data.remote import ShardCache, is_remote
 from mmrep.data.selection import Selection
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
+from mmrep.data.spelling import absolute
 from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
@@ -246,7 +246,7 @@ class Sources:
             seen: set[str] = set()
             for shard in range(begin, end):
                 address = self.catalog.address(shard)
-                place = address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100  # Path does not drop ..
+                place = address if is_remote(address) else absolute(address)
                 require(
                     place not in seen,
                     f"data.train: {address} is listed twice; give a source a weight to draw from it more often",

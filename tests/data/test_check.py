@@ -247,8 +247,8 @@ def test_a_damaged_index_file_is_noted(tmp_path: Path) -> None:
 def test_downloads_are_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, samples in (("00000", 4), ("00001", 3)):
         write_tar(tmp_path / f"{name}.tar", colour_samples(samples))
-        stats = {"count": 6, "successes": 4, "failed_to_download": 2, "failed_to_resize": 0}
-        stats["status_dict"] = {"success": 4, "HTTP Error 404": 2}  # type: ignore[assignment]
+        stats: dict[str, Any] = {"count": 6, "successes": 4, "failed_to_download": 2, "failed_to_resize": 0}
+        stats["status_dict"] = {"success": 4, "HTTP Error 404": 2}
         (tmp_path / f"{name}_stats.json").write_text(json.dumps(stats))
     status, report = check(tmp_path / "00000.tar")
     line = "4 of 6 rows were downloaded (33.3% missing: HTTP Error 404 33.3%)"

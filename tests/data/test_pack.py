@@ -74,7 +74,9 @@ def read_shards(folder: Path) -> dict[str, dict[str, bytes]]:
         with tarfile.open(path) as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
-                samples.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                file = tar.extractfile(member)
+                assert file is not None, "shards hold files only"
+                samples.setdefault(key, {})[extension] = file.read()
     return samples
 
 

@@ -269,7 +269,10 @@ def test_a_killed_downloader_leaves_no_lock_to_its_children(server: Server, tmp_
 def test_what_a_dead_process_left_goes(server: Server, memory: Any, tmp_path: Path) -> None:
     server.faults["/0.tar"] = {"stall": 2 * SIZE}
     other = python("cache.open(args[0])", tmp_path / "cache", f"{server.url}/0.tar")
-    parts = lambda: list((tmp_path / "cache").glob(".*.part"))  # noqa: E731
+
+    def parts() -> list[Path]:
+        return list((tmp_path / "cache").glob(".*.part"))
+
     until(lambda: bool(parts()) and parts()[0].stat().st_size == 4 * SIZE, "the whole room taken")
     cache = make(tmp_path, 5)
     cache.open(MEMORY.format(1)).close()

@@ -6,6 +6,7 @@ from typing import Literal, overload
 from mmrep.config.checks import ConfigError
 from mmrep.data.remote.answers import answers, filesystem, shown
 from mmrep.data.remote.download import DEFAULT_POLICY, Policy, download, is_absent, patiently, size_of
+from mmrep.data.spelling import expand_braces
 from mmrep.data.tar import DataError
 
 _SMALL_FILE = 256 << 20
@@ -35,12 +36,7 @@ def expand_remote(pattern: str, policy: Policy = DEFAULT_POLICY) -> list[str]:
         ConfigError: unbalanced braces, a glob or folder without a match, a missing package.
         DataError: the listing can't be had.
     """
-    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]  # its stubs lack the error
-
-    try:
-        names = list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
-        raise ConfigError(f"{shown(pattern)}: unbalanced braces") from error
+    names = expand_braces(pattern, shown(pattern))
     return [found for name in names for found in _matches(f"{name}*.tar" if name.endswith("/") else name, policy)]
 
 
