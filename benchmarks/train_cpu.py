@@ -416,7 +416,7 @@ _DESCRIBE_OURS = """
 import json, sys
 from mmrep.cli import parse_config
 from mmrep.config.tree import TrainConfig
-from mmrep.model.load import build_model
+from mmrep.model.create import build_model
 config = parse_config(TrainConfig, "train", ["--config", sys.argv[1]])
 model = build_model(config.model, 0, False)
 texts, batch = json.load(open(sys.argv[2])), config.training.global_batch

@@ -14,12 +14,13 @@ __version__ = "0.1.0"
 _PLACES = {
     "build_pool": "mmrep.pooling",
     "list_pools": "mmrep.pooling",
-    "create_model": "mmrep.model.load",
+    "create_model": "mmrep.model.create",
     "load": "mmrep.model.load",
 }
 
 if TYPE_CHECKING:
-    from mmrep.model.load import create_model, load
+    from mmrep.model.create import create_model
+    from mmrep.model.load import load
     from mmrep.pooling import build_pool, list_pools
 
 __all__ = ["__version__", "build_pool", "create_model", "list_pools", "load"]

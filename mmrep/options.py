@@ -59,7 +59,7 @@ def fold_pool(argv: list[str]) -> list[str]:
     position = 0
     while position < len(argv):
         name, equals, value = argv[position].partition("=")
-        if name.startswith("--model.pool"):
+        if name == "--model.pool" or name.startswith("--model.pool."):
             if not equals:
                 position += 1
                 require(position < len(argv), f"{name}: expected a value")

@@ -22,6 +22,11 @@ TINY_MODEL: dict[str, Any] = {
 }
 
 
+def small_pool(name: str) -> dict[str, Any]:
+    """A head with its default arguments, but for stages: the tiny trunk has one block before its last."""
+    return {"name": name, "args": {"stages": 1} if name.startswith("mmcap") else {}}
+
+
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> Path:
     """A shard of (key, {extension: bytes}) samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ def colour_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """`tiny(pool="ggem", seed=0, **fields)`: a dual encoder small enough for tests (16 patch tokens, width 32)."""
-    from mmrep.model.load import create_model
+    from mmrep.model.create import create_model
 
     def build(pool: Any = "cls", seed: int = 0, **fields: Any) -> Any:
         image = {**TINY_MODEL["image"], **fields.pop("image", {})}

@@ -60,6 +60,8 @@ WRONG = {
     "push name": ("push {root} --repo-id ggem --dry-run", "expected user/name"),
     "push nothing": ("push {root}/none --repo-id a/b --dry-run", "no such folder"),
     "report of nothing": ("report {root}/none", "results.json"),
+    "sweep of nothing": ("sweep {root}/none", "not a run: it has no config.yaml"),
+    "sweep of a p": ("sweep {root} --p 101", "--p: expected values above 0 and at most 100, got 101"),
     "unknown action": ("data pakc", "unknown action 'pakc'"),
     "check of nothing": ("data check {root}/none.tar", "no such shard"),
     "scenes": ("data scenes --output_dir {root}/scenes --size 3", "scenes.size"),
@@ -158,6 +160,7 @@ def test_pool_options(places: dict[str, str], options: str, name: str, args: dic
 
 def test_pool_options_leave_other_options_alone() -> None:
     assert fold_pool(["--seed", "3", "--optim.lr=1"]) == ["--seed", "3", "--optim.lr=1"]
+    assert fold_pool(["--model.pool_init", "preserve"]) == ["--model.pool_init", "preserve"]
     with pytest.raises(ConfigError, match=r"--model.pool.groups: unknown option"):
         fold_pool(["--model.pool.groups", "3"])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmrep.config.checks import above, at_least, one_of, require, within
-from mmrep.config.pooling import Norm, PoolConfig
+from mmrep.config.pooling import Norm, PoolConfig, PoolInit
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,22 @@ class ModelConfig:
     Attributes:
         name: an open_clip model name that fills what is left out below; None builds from `image` and `text` alone.
         pool: the pooling head: `avg`, or `{name: ggem, args: {groups: 12}}`.
+        pool_init: `fresh`, or `preserve`: the model equals at first the one that `weights` holds, whatever its head.
+        pool_base: under `preserve`, the head that `weights` were trained with; None takes it from there.
         embed_dim: width of the shared embedding; None takes the named model's.
         image: the image tower.
         text: the text tower.
         logit_scale: initial temperature factor (exp of the parameter); None: 1/0.07 for infonce, 10 for sigmoid.
         logit_bias: initial bias of the sigmoid loss.
-        weights: open_clip weights to start from (a local file or folder); None starts from scratch.
+        weights: where to start from: a run or its final/, or open_clip weights (a local file or folder); None starts
+            from scratch.
         allow_pickle: allow `weights` to be a `.pt`/`.bin` file, read with weights_only=True.
     """
 
     name: str | None = None
     pool: str | dict[str, Any] = "cls"
+    pool_init: PoolInit = "fresh"
+    pool_base: str | dict[str, Any] | None = None
     embed_dim: int | None = None
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -103,6 +108,14 @@ class ModelConfig:
         at_least("model.embed_dim", self.embed_dim, 1)
         above("model.logit_scale", self.logit_scale, 0)
         PoolConfig.parse(self.pool, "model.pool")
+        one_of("model.pool_init", self.pool_init, typing.get_args(PoolInit))
+        if self.pool_init == "preserve":
+            require(
+                self.weights is not None or self.pool_base is not None,
+                "model.pool_init: preserve needs model.weights, a trained model to start from",
+            )
+        else:
+            require(self.pool_base is None, "model.pool_base: used under model.pool_init: preserve only")
         if self.name is None and self.image.trunk is not None:
             missing = [f"model.text.{n}" for n in ("width", "heads", "layers") if getattr(self.text, n) is None]
             missing += ["model.embed_dim"] if self.embed_dim is None and self.image.projection else []
@@ -112,3 +125,8 @@ class ModelConfig:
     def pooling(self) -> PoolConfig:
         """The pooling head, in its long form."""
         return PoolConfig.parse(self.pool, "model.pool")
+
+    @property
+    def base(self) -> PoolConfig | None:
+        """The head that is preserved, in its long form."""
+        return None if self.pool_base is None else PoolConfig.parse(self.pool_base, "model.pool_base")

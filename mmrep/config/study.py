@@ -3,8 +3,32 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmrep.config.checks import one_of, require, within
+from mmrep.config.checks import at_least, one_of, require, within
 from mmrep.config.pooling import PoolConfig
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """What a study looks at inside its trained models, on images of its first evaluation set.
+
+    Attributes:
+        images: images whose activations are measured; 0: no diagnostics at all.
+        accuracy_images: images classified (or searched) again at other sizes and without their salient part.
+        pictures: images whose patch weights are drawn.
+        sizes: image sizes in pixels; None: 3/4, 1, 5/4 and 3/2 of the size trained at, in whole patches; []: none.
+    """
+
+    images: int = 256
+    accuracy_images: int = 1000
+    pictures: int = 6
+    sizes: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        at_least("study.diagnostics.images", self.images, 0)
+        at_least("study.diagnostics.accuracy_images", self.accuracy_images, 1)
+        at_least("study.diagnostics.pictures", self.pictures, 0)
+        for size in self.sizes or []:
+            at_least("study.diagnostics.sizes", size, 1)
 
 
 @dataclass(frozen=True)
@@ -16,12 +40,14 @@ class StudyConfig:
         seeds: one training run of every head a seed; differences are paired by seed.
         baseline: label of the head the others are compared to; None: `avg` where it takes part, else the first.
         confidence: level of the intervals.
+        diagnostics: what is looked at inside the models.
     """
 
     pools: list[str | dict[str, Any]] = field(default_factory=lambda: ["cls", "avg", "ggem"])
     seeds: list[int] = field(default_factory=lambda: [0])
     baseline: str | None = None
     confidence: float = 0.95
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
     def __post_init__(self) -> None:
         require(len(self.pools) > 0, "study.pools: expected at least one head")

@@ -1,6 +1,6 @@
 """Embeddings of a set's images and texts, each image decoded once for all models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,6 @@ class Embedded(NamedTuple):
     texts: list[list[str]]
 
 
-@torch.inference_mode()
 def embed_set(
     models: Sequence[DualEncoder], evalset: EvalSet, config: EvaluationConfig, quiet: bool = True
 ) -> Embedded:
@@ -94,24 +93,48 @@ def embed_set(
     Raises:
         DataError: an image, label or caption that can't be read.
     """
+
+    def encode(images: dict[Size, Tensor]) -> list[Tensor]:
+        return [model.encode_image(images[model.image.size].to(model.device)) for model in models]
+
+    return embed_images(encode, sorted({model.image.size for model in models}), evalset, config, quiet)
+
+
+@torch.inference_mode()
+def embed_images(
+    encode: Callable[[dict[Size, Tensor]], list[Tensor]],
+    sizes: Sequence[Size],
+    evalset: EvalSet,
+    config: EvaluationConfig,
+    quiet: bool = True,
+) -> Embedded:
+    """The image embeddings of a set under whatever makes several of each batch.
+
+    Args:
+        encode: a batch of uint8 images on the CPU, at every size, to embeddings of unit length: each time as many
+            tensors, one for each entry of `Embedded.images`.
+        sizes: which `encode` reads.
+        evalset: the set.
+        config: batch size and workers.
+        quiet: show no progress bar.
+
+    Raises:
+        DataError: an image, label or caption that can't be read.
+    """
     workers = default_workers(1) if config.workers is None else config.workers
     loader: DataLoader[Any] = DataLoader(
-        _Images(evalset, sorted({model.image.size for model in models})),
-        batch_size=config.batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
+        _Images(evalset, sizes), batch_size=config.batch_size, num_workers=workers, collate_fn=_collate
     )
-    parts: list[list[Tensor]] = [[] for _ in models]
+    batches: list[list[Tensor]] = []
     labels: list[int] = []
     texts: list[list[str]] = []
     for items in tqdm(loader, desc=evalset.name, unit="batch", disable=quiet, leave=False):
         if isinstance(items, DataError):
             raise items
-        for part, model in zip(parts, models, strict=True):
-            part.append(model.encode_image(items.images[model.image.size].to(model.device)).cpu())
+        batches.append([embeddings.cpu() for embeddings in encode(items.images)])
         labels += items.labels if evalset.task == "zeroshot" else []
         texts += items.texts if evalset.task == "retrieval" else []
-    return Embedded([torch.cat(part) for part in parts], labels, texts)
+    return Embedded([torch.cat(parts) for parts in zip(*batches, strict=True)], labels, texts)
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Image-text retrieval, both ways, with several captions an image."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mmrep.evaluation.embed import embed_texts
@@ -20,6 +20,13 @@ def retrieval(
         texts: the captions of each image.
         text_batch: captions in one forward pass.
     """
+    return retrieval_metrics(images, *embed_captions(model, texts, text_batch))
+
+
+def embed_captions(
+    model: DualEncoder, texts: list[list[str]], text_batch: int
+) -> tuple[Float[Tensor, "texts embed"], Int64[Tensor, " texts"]]:
+    """All captions of a set, of unit length, and the image that each belongs to."""
     flat = [text for own in texts for text in own]
     image_of_text = torch.tensor([image for image, own in enumerate(texts) for _ in own])
-    return retrieval_metrics(images, embed_texts(model, flat, text_batch), image_of_text)
+    return embed_texts(model, flat, text_batch), image_of_text

@@ -21,6 +21,10 @@ def zeroshot(
         labels: of the images.
         text_batch: prompts in one forward pass.
     """
+    return zeroshot_metrics(images, embed_classes(model, evalset, text_batch), labels)
+
+
+def embed_classes(model: DualEncoder, evalset: EvalSet, text_batch: int) -> Float[Tensor, "classes embed"]:
+    """The classes of a set: each the mean over its templates, of unit length."""
     prompts = [template.replace("{c}", name) for name in evalset.classnames for template in evalset.templates]
-    classes = class_embeddings(embed_texts(model, prompts, text_batch), len(evalset.classnames))
-    return zeroshot_metrics(images, classes, labels)
+    return class_embeddings(embed_texts(model, prompts, text_batch), len(evalset.classnames))

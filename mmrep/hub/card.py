@@ -122,6 +122,7 @@ def _recipe(config: Mapping[str, Any] | None, version: str | None) -> str:
         "trunk": _with(_get(config, "model.image.trunk"), _get(config, "model.image.args")),
         "trunk's pretrained weights": "yes" if _get(config, "model.image.pretrained") else "no",
         "started from": _code(_get(config, "model.weights")),
+        "new head at the start": "preserved the trained embedding" if _preserved(config) else None,
         "embedding width": _text(_get(config, "model.embed_dim")),
         "loss": _with(_get(config, "loss.kind"), {"duplicates": _get(config, "loss.duplicates")}),
         "data": "<br>".join(_source(source) for source in _sources(config)) or None,
@@ -169,6 +170,10 @@ def _get(config: Mapping[str, Any] | None, path: str) -> Any:
 def _some(config: Mapping[str, Any], path: str, names: Sequence[str]) -> dict[str, Any]:
     """The values of a section that are neither missing nor zero."""
     return {name: value for name in names if (value := _get(config, f"{path}.{name}"))}
+
+
+def _preserved(config: Mapping[str, Any] | None) -> bool:
+    return _get(config, "model.pool_init") == "preserve"
 
 
 def _pool(config: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:

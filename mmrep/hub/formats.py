@@ -1,4 +1,4 @@
-"""Export to open_clip: a folder that open_clip itself loads, proven to give the same embeddings."""
+"""Export: a folder that open_clip itself loads, proven to give the same embeddings, or a trained mmcap's light form."""
 
 import json
 import shutil
@@ -11,17 +11,20 @@ from safetensors.torch import save_file
 from mmrep.config.checks import ConfigError, one_of, require
 from mmrep.model.convert import StateDict, to_open_clip
 from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.light import light_from
+from mmrep.model.load import save_model
 
-FORMATS = ("open_clip",)
+FORMATS = ("open_clip", "mmcap_light")
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TOLERANCE = 1e-5
 
 
 def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") -> Path:
-    """Writes a model in another library's format.
+    """Writes a model in another form.
 
     `open_clip`: open_clip_config.json and open_clip_model.safetensors, which open_clip loads by
     `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
+    `mmcap_light`: the mean token of a trained `mcap` or `mmcap` alone, which `mmrep.load` takes.
 
     Args:
         model: any model; what the format can't express is refused.
@@ -37,23 +40,30 @@ def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") ->
     one_of("format", format, FORMATS)
     folder = Path(folder)
     require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder} exists and is not empty")
-    config, state = to_open_clip(model)
-    _prove(model, config, state)
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    if format == "mmcap_light":
+        save_model(light_from(model), aside)
+    else:
+        _write_open_clip(model, aside)
+    if folder.exists():
+        folder.rmdir()
+    aside.rename(folder)
+    return folder
+
+
+def _write_open_clip(model: DualEncoder, folder: Path) -> None:
+    config, state = to_open_clip(model)
+    _prove(model, config, state)
     image = model.config.image
     preprocess = {
         "mean": list(image.mean), "std": list(image.std), "size": list(model.image.size),
         "interpolation": "bicubic", "resize_mode": "shortest",
     }  # fmt: skip
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (aside / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(state, aside / OPEN_CLIP_WEIGHTS)
-    if folder.exists():
-        folder.rmdir()
-    aside.rename(folder)
-    return folder
+    folder.mkdir(parents=True)
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(state, folder / OPEN_CLIP_WEIGHTS)
 
 
 @torch.inference_mode()

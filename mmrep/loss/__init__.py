@@ -1,5 +1,6 @@
-"""Contrastive losses."""
+"""Contrastive losses, and token distillation beside them."""
 
 from mmrep.loss.contrastive import contrastive_loss
+from mmrep.loss.distill import distillation_loss, total_loss
 
-__all__ = ["contrastive_loss"]
+__all__ = ["contrastive_loss", "distillation_loss", "total_loss"]

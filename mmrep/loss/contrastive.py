@@ -59,7 +59,7 @@ def contrastive_loss(
         raise ValueError(f"logit_bias: the sigmoid loss needs it and infonce has none, got {logit_bias} for {kind}")
     first = distributed.rank() * len(image)
     all_image, all_text = distributed.gather(image), distributed.gather(text)
-    matches, ignored = _relations(groups, duplicates, first, len(image), len(all_image), image.device)
+    matches, ignored = relations(groups, duplicates, first, len(image), len(all_image), image.device)
     if kind == "sigmoid":
         assert logit_bias is not None, "checked above"
         return _sigmoid(logit_scale * image @ all_text.T + logit_bias, matches, ignored)
@@ -67,7 +67,7 @@ def contrastive_loss(
     return (to_text + _infonce(logit_scale * text @ all_image.T, matches, ignored)) / 2
 
 
-def _relations(
+def relations(
     groups: Tensor | None, duplicates: str, first: int, local: int, total: int, device: torch.device
 ) -> tuple[Bool[Tensor, "local global"], Bool[Tensor, "local global"] | None]:
     """Which pairs match, and which are left out (None: none)."""

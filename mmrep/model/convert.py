@@ -89,6 +89,11 @@ def to_open_clip(model: DualEncoder) -> tuple[dict[str, Any], StateDict]:
     Raises:
         ConfigError: what open_clip has no name for.
     """
+    if model.image.graft is not None and model.config.pooling != model.config.base:
+        raise ConfigError(
+            f"open_clip can't express a head swapped onto another: {model.config.pooling.label!r} onto "
+            f"{model.config.pool_base!r} (model.pool_init: preserve)"
+        )
     text = model.config.text
     quick_gelu = bool(text.args.get("quick_gelu", False))
     text_cfg = {key: value for key, value in text.args.items() if key != "quick_gelu"}

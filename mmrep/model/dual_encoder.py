@@ -53,7 +53,7 @@ class DualEncoder(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0, sigmoid: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed)
+        self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed, config.base)
         self.text = TextEncoder(config.text, self.image.embed_dim, seed)
         scale = config.logit_scale or (10.0 if sigmoid else 1 / 0.07)
         # Shape (1,), since FSDP2 refuses parameters without dimensions.
@@ -120,6 +120,10 @@ class DualEncoder(nn.Module):
         names = {f"image.trunk.{name}" for name in getattr(self.image.trunk, "no_weight_decay", set)()}
         names |= {f"image.pool.{name}" for name in self.image.pool.no_weight_decay()}
         return names | {f"text.tower.{name}" for name in self.text.tower.no_weight_decay()}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates of parameters over that of all others, where they differ."""
+        return {f"image.pool.{name}": scale for name, scale in self.image.pool.lr_scales().items()}
 
     @torch.no_grad()
     def clamp_logit_scale(self, largest: float) -> None:

@@ -10,8 +10,10 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ImageConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.model.seeding import seeded
-from mmrep.model.trunk import build_trunk, has_class_token, image_size, num_heads, walk
-from mmrep.pooling import Pooled, Tokens, build_pool
+from mmrep.model.trunk import build_trunk, has_class_token, image_size, num_heads, stage_blocks, walk
+from mmrep.pooling import Pooled, Tokens
+from mmrep.pooling.preserve import graft
+from mmrep.pooling.registry import build_configured
 
 Images = UInt8[Tensor, "batch 3 rows columns"] | Float[Tensor, "batch 3 height width"]
 
@@ -27,12 +29,15 @@ class ImageEncoder(nn.Module):
         pool: the pooling head.
         embed_dim: width of the embedding; ignored without projection.
         seed: of initial values.
+        base: the head that the weights to come were trained with, which `pool` is grafted onto; None: `pool` alone.
 
     Raises:
         ConfigError: an unknown trunk or one that does not fit, a head that does not fit the trunk.
     """
 
-    def __init__(self, config: ImageConfig, pool: PoolConfig, embed_dim: int, seed: int) -> None:
+    def __init__(
+        self, config: ImageConfig, pool: PoolConfig, embed_dim: int, seed: int, base: PoolConfig | None = None
+    ) -> None:
         super().__init__()
         require(config.trunk is not None, "model.image.trunk: expected a timm model's name")
         self.trunk: Any
@@ -44,22 +49,31 @@ class ImageEncoder(nn.Module):
         self.prefix: int = self.trunk.num_prefix_tokens
         self.grad_checkpointing = False
         with seeded(seed, "image.pool"):
-            self.pool = build_pool(pool.name, self.width, **{"num_heads": num_heads(self.trunk), **pool.args})
+            heads = num_heads(self.trunk)
+            self.graft = graft(pool, base, self.width, heads) if base else None
+            self.pool = self.graft.head if self.graft else build_configured(pool, self.width, heads)
         self._check_fit(config, pool)
+        self.stages = stage_blocks(len(self.trunk.blocks), self.pool.stages)
         self.projection: nn.Module = nn.Identity()
         if config.projection:
             with seeded(seed, "image.projection"):
-                self.projection = nn.Linear(self.pool.out_dim, embed_dim, bias=config.projection_bias)
-                nn.init.normal_(self.projection.weight, std=self.pool.out_dim**-0.5)
-                if config.projection_bias:
-                    nn.init.zeros_(self.projection.bias)
+                self.projection = _projection(self.pool.out_dim, embed_dim, config.projection_bias)
         self.embed_dim = embed_dim if config.projection else self.pool.out_dim
+        self.auxiliary_projections = nn.ModuleList()
+        for i, width in enumerate(self.pool.auxiliary_dims):
+            with seeded(seed, f"image.auxiliary_projections.{i}"):
+                self.auxiliary_projections.append(_projection(width, embed_dim, config.projection_bias))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
     def _check_fit(self, config: ImageConfig, pool: PoolConfig) -> None:
+        if self.graft and not config.projection and self.graft.columns != slice(0, self.pool.out_dim):
+            raise ConfigError(
+                f"model.pool_init: preserve is impossible here: {pool.name!r} has another width than the trained head, "
+                "and no projection follows whose new columns could start at zero; set model.image.projection to true"
+            )
         if self.pool.needs_class_token and not has_class_token(self.trunk):
             raise ConfigError(f"model.pool {pool.name!r} needs a class token, and trunk {config.trunk!r} has none")
         if self.pool.needs_grid and config.patch_dropout > 0:
@@ -70,6 +84,12 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"model.image.norm 'after' needs a head as wide as the trunk ({self.width}); "
                 f"{pool.name!r} gives {self.pool.out_dim}"
+            )
+
+        if self.pool.auxiliary_dims and not config.projection:
+            raise ConfigError(
+                f"model.pool {pool.name!r} trains a second embedding, which needs a projection: set "
+                "model.image.projection to true, or the head's distill to false"
             )
 
     @property
@@ -119,15 +139,30 @@ class ImageEncoder(nn.Module):
         grid = self.grid_of((images.shape[2], images.shape[3]))
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
-        x = walk(self.trunk, images, kept, self.grad_checkpointing and self.training)
+        x, earlier = walk(self.trunk, images, kept, self.grad_checkpointing and self.training, self.stages)
         if not self.norm_after:
             x = self.norm(x)
-        return Tokens(x[:, : self.prefix], x[:, self.prefix :], grid, kept)
+        stages = tuple(stage[:, self.prefix :] for stage in earlier)
+        return Tokens(x[:, : self.prefix], x[:, self.prefix :], grid, kept, stages)
 
     def forward(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Pooled:
         """Embeddings, not normalised to unit length; arguments as in `tokens`."""
         pooled = self.pool(self.tokens(images, kept))
-        embedding, *auxiliary = (
-            self.projection(self.norm(x) if self.norm_after else x) for x in (pooled.embedding, *pooled.auxiliary)
+        # Heads make auxiliary embeddings in training mode only.
+        auxiliary = (
+            projection(self.norm(x) if self.norm_after else x)
+            for projection, x in zip(self.auxiliary_projections, pooled.auxiliary, strict=False)
         )
-        return Pooled(embedding, tuple(auxiliary))
+        return Pooled(self.project(pooled.embedding), tuple(auxiliary))
+
+    def project(self, pooled: Float[Tensor, "batch out"]) -> Float[Tensor, "batch embed"]:
+        """What follows the head: the final LayerNorm, where it stands after pooling, and the projection."""
+        return self.projection(self.norm(pooled) if self.norm_after else pooled)
+
+
+def _projection(width: int, embed_dim: int, bias: bool) -> nn.Linear:
+    projection = nn.Linear(width, embed_dim, bias=bias)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    if bias:
+        nn.init.zeros_(projection.bias)
+    return projection

@@ -1,4 +1,4 @@
-"""Models from names, folders and hub ids, and back into folders."""
+"""Models from folders and hub ids, and back into folders."""
 
 import dataclasses
 import json
@@ -12,51 +12,13 @@ from safetensors.torch import load_file, save_file
 from mmrep import __version__
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
-from mmrep.config.pooling import PoolConfig
 from mmrep.model.convert import StateDict, load_open_clip_state_dict
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.presets import complete, from_open_clip
+from mmrep.model.presets import from_open_clip
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 FORMAT = 1
 HUB = "hf-hub:"
-
-
-def create_model(
-    name: str | None = None,
-    pool: str | dict[str, Any] | PoolConfig = "cls",
-    seed: int = 0,
-    loss: str = "infonce",
-    **fields: Any,
-) -> DualEncoder:
-    """A new dual encoder.
-
-    Args:
-        name: an open_clip model (`ViT-B-16`); None: `image` and `text` say it all.
-        pool: a head's name, or `{"name": "ggem", "args": {"groups": 12}}`.
-        seed: of initial values; models of one seed start equal wherever they share a parameter.
-        loss: `sigmoid` adds a logit bias.
-        fields: further fields of `ModelConfig`; `image` and `text` may be dicts of their fields.
-
-    Raises:
-        ConfigError: unknown names or arguments, parts that do not fit together.
-    """
-    if isinstance(pool, PoolConfig):
-        pool = {"name": pool.name, "args": pool.args}
-    config = config_from_dict({"name": name, "pool": pool, **fields})
-    return build_model(config, seed, sigmoid=loss == "sigmoid")
-
-
-def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
-    """A dual encoder from its config, with `config.weights` loaded if given.
-
-    Raises:
-        ConfigError: see `create_model`.
-    """
-    model = DualEncoder(complete(config), seed, sigmoid)
-    if config.weights is not None:
-        load_open_clip_state_dict(model, _read_weights(Path(config.weights), config.allow_pickle))
-    return model
 
 
 def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
@@ -154,7 +116,7 @@ def _load_own(folder: Path) -> DualEncoder:
         raise ConfigError(f"{folder / CONFIG}: not a model config of mmrep ({error})") from error
     require(version <= FORMAT, f"{folder / CONFIG}: written by a newer mmrep ({content.get('mmrep')}); upgrade mmrep")
     model = DualEncoder(config_from_dict(fields), sigmoid=content["sigmoid"])
-    weights = _read_weights(folder / WEIGHTS, allow_pickle=False)
+    weights = read_weights(folder / WEIGHTS, allow_pickle=False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -169,7 +131,7 @@ def _load_open_clip(folder: Path, allow_pickle: bool) -> DualEncoder:
     named = content.get("model_cfg", content)
     config = complete_open_clip(named, folder.name, content.get("preprocess_cfg") or {})
     model = DualEncoder(config, sigmoid=named.get("init_logit_bias") is not None)
-    load_open_clip_state_dict(model, _read_weights(folder, allow_pickle))
+    load_open_clip_state_dict(model, read_weights(folder, allow_pickle))
     return model
 
 
@@ -180,7 +142,7 @@ def complete_open_clip(named: dict[str, Any], name: str, preprocess: dict[str, A
     return dataclasses.replace(config, image=dataclasses.replace(config.image, mean=mean, std=std))
 
 
-def _read_weights(path: Path, allow_pickle: bool) -> StateDict:
+def read_weights(path: Path, allow_pickle: bool) -> StateDict:
     """A state dict from a safetensors file, from the one weights file of a folder, or from a pickle if allowed.
 
     Raises:

@@ -1,6 +1,7 @@
 """timm trunks: built, held to the contract (batch, prefix + patches, width), and walked block by block."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -87,22 +88,27 @@ def walk(
     images: Float[Tensor, "batch 3 rows columns"],
     kept: Int64[Tensor, "batch kept"] | None = None,
     grad_checkpointing: bool = False,
-) -> Float[Tensor, "batch tokens width"]:
-    """The un-normed output tokens of a trunk, prefix first.
+    stages: Sequence[int] = (),
+) -> tuple[Float[Tensor, "batch tokens width"], tuple[Float[Tensor, "batch tokens width"], ...]]:
+    """The un-normed output tokens of a trunk, prefix first, and those after the blocks asked for.
 
     Args:
         trunk: from `build_trunk`.
         images: normalised images.
         kept: positions of the patches kept; the others are left out after the position embedding.
         grad_checkpointing: recompute each block in the backward pass.
+        stages: numbers of blocks, from 0, whose output tokens are wanted too.
 
     Raises:
-        ConfigError: patches dropped on a trunk with rotary embeddings or of a family walked whole.
+        ConfigError: patches dropped on a trunk with rotary embeddings, or patches dropped or stages asked of a family
+            walked whole.
     """
     if not isinstance(trunk, VisionTransformer | Eva):
         if kept is not None:
             raise ConfigError(f"model.image.patch_dropout: not supported for {type(trunk).__name__}")
-        return trunk.forward_features(images)
+        if stages:
+            raise ConfigError(f"model.pool: heads that read several stages are not supported on {type(trunk).__name__}")
+        return trunk.forward_features(images), ()
     x, rope = trunk._pos_embed(trunk.patch_embed(images)), None
     if isinstance(trunk, Eva):
         x, rope = x
@@ -111,10 +117,25 @@ def walk(
             raise ConfigError("model.image.patch_dropout: not supported for trunks with rotary embeddings")
         prefix, patches = x[:, : trunk.num_prefix_tokens], x[:, trunk.num_prefix_tokens :]
         x = torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))], dim=1)
-    x = trunk.norm_pre(x)
+    x, after = trunk.norm_pre(x), []
     for i, block in enumerate(trunk.blocks):
         args = {}
         if rope is not None:
             args["rope"] = rope[i] if getattr(trunk, "rope_mixed", False) else rope
         x = checkpoint(block, x, use_reentrant=False, **args) if grad_checkpointing else block(x, **args)
-    return x
+        if i in stages:
+            after.append(x)
+    return x, tuple(after)
+
+
+def stage_blocks(depth: int, stages: int) -> tuple[int, ...]:
+    """Blocks, from 0, that split a trunk into `stages` + 1 parts of about one length; the last part's end is left out.
+
+    Raises:
+        ConfigError: more stages than blocks before the last one.
+    """
+    if stages >= depth:
+        raise ConfigError(
+            f"model.pool args.stages: expected at most {depth - 1} on a trunk of {depth} blocks, got {stages}"
+        )
+    return tuple(round(depth * part / (stages + 1)) - 1 for part in range(1, stages + 1))

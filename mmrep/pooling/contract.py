@@ -45,6 +45,8 @@ class PoolingHead(nn.Module):
     Attributes:
         dim: width of the tokens.
         out_dim: width of the embedding.
+        auxiliary_dims: widths of the auxiliary embeddings, which are made in training mode only.
+        stages: how many earlier depths of the trunk the head reads, besides the last.
         needs_class_token: whether the first prefix token must be a class token.
         needs_grid: whether the head reads the grid, and so refuses dropped patches.
         invariant: whether the order of the patches does not matter.
@@ -53,6 +55,8 @@ class PoolingHead(nn.Module):
     needs_class_token = False
     needs_grid = False
     invariant = True
+    stages = 0
+    auxiliary_dims: tuple[int, ...] = ()
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -76,15 +80,22 @@ class PoolingHead(nn.Module):
             raise ValueError(f"{name}: expected a class token as the first prefix token, got none")
         if self.needs_grid and tokens.index is not None:
             raise ValueError(f"{name}: needs the whole patch grid and can't be used with patch dropout")
-        return Pooled(self.pool(tokens))
+        if len(tokens.stages) != self.stages:
+            raise ValueError(f"{name}: expected the tokens of {self.stages} earlier stages, got {len(tokens.stages)}")
+        pooled = self.pool(tokens)
+        return pooled if isinstance(pooled, Pooled) else Pooled(pooled)
 
-    def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
-        """The embedding of the tokens."""
+    def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"] | Pooled:
+        """The embedding of the tokens, with auxiliary ones if the head has any."""
         raise NotImplementedError(f"{type(self).__name__} has to define pool(tokens)")
 
     def no_weight_decay(self) -> set[str]:
         """Names of own parameters that must not decay, besides vectors."""
         return set()
+
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates of own parameters over that of all others, where they differ."""
+        return {}
 
 
 def mean_dtype(x: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Pooling without parameters over the patches: `avg`, `max`, `relu_avg`."""
+"""Pooling without parameters over the patches: `avg`, `max`, `avgmax`, `relu_avg`."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,15 @@ class Maximum(PoolingHead):
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         return tokens.patches.amax(1)
+
+
+class AverageMaximum(PoolingHead):
+    """Half the sum of the mean and the maximum, channel by channel (timm's `avgmax`; mixed pooling with a fixed share:
+    Lee et al., arXiv 1509.08985)."""
+
+    def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
+        x = tokens.patches
+        return (0.5 * (x.mean(1, dtype=mean_dtype(x)) + x.amax(1))).to(x.dtype)
 
 
 class ClampedAverage(PoolingHead):

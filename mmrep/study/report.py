@@ -7,6 +7,7 @@ from typing import Any
 
 from mmrep.config.checks import ConfigError
 from mmrep.evaluation.tables import align
+from mmrep.study.inside import left_out, sections
 from mmrep.study.statistics import MIN_SEEDS
 
 RESULTS = "results.json"
@@ -107,7 +108,9 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 def terminal(results: dict[str, Any]) -> str:
     """The study as text for a terminal."""
-    parts = [align(cost_rows(results)), *(f"• {line}" for line in remarks(results))]
+    parts = [align(cost_rows(results))]
+    parts += [f"\n{section.title}\n{align(section.rows)}" for section in sections(results) if section.short]
+    parts += ["", *(f"• {line}" for line in remarks(results))]
     if metrics_of(results, primary=True):
         parts.insert(0, align(metric_rows(results, primary=True)) + "\n")
     return "\n".join(parts)
@@ -123,6 +126,16 @@ def markdown(results: dict[str, Any], title: str) -> str:
         "Speeds were measured one head after the other on one machine, training as the median and embedding as the "
         "best of several; on a shared machine differences of a few percent mean nothing."
     ]
+    for section in sections(results):
+        parts += [f"## {section.title}", section.remark, _markdown_table(section.rows)]
+    if (results.get("diagnostics") or {}).get("maps"):
+        parts += [
+            "## Patch weights",
+            "What each patch token adds to the embedding of the first seed's models, along the embedding: red adds, "
+            "blue takes away. Exact for linear heads and for power means of positive tokens, else to first order.",
+            f"![Patch weights of every head]({results['diagnostics']['maps']})",
+        ]
+    parts += [f"Not measured: {reason}." for reason in left_out(results)]
     digests = "\n".join(f"| {seed} | `{digest}` |" for seed, digest in results["batches"].items())
     parts += ["## Evidence of pairing", f"| seed | digest of all batches |\n|---|---|\n{digests}"]
     return "\n\n".join(parts) + "\n"

@@ -11,11 +11,13 @@ import yaml
 from mmrep import __version__, distributed
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import CompareConfig
+from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
 from mmrep.study.report import RESULTS, SCHEMA, write_report
 from mmrep.study.statistics import Difference, judge, paired_difference
 from mmrep.training.build import plain
 from mmrep.training.output import CONFIG, INITIAL, SUMMARY
+from mmrep.training.signals import Stopped
 from mmrep.training.trainer import train
 
 LOG = logging.getLogger("mmrep")
@@ -47,6 +49,10 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
         train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
     results = gather(config, runs)
     if distributed.rank() == 0:
+        try:
+            results["diagnostics"] = diagnose(config, runs)
+        except KeyboardInterrupt as stop:
+            raise Stopped(f"interrupted after the last run; continue with:\n  {resume_command}") from stop
         (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         write_report(folder, results)
     return results

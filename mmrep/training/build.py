@@ -27,9 +27,10 @@ from mmrep.data.inventory import name_difference, write_inventory
 from mmrep.data.loader import Loaded, Steps, batches, data_state, wrap
 from mmrep.data.sources import Sources
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
-from mmrep.loss import contrastive_loss
+from mmrep.loss import total_loss
+from mmrep.model.create import build_model
 from mmrep.model.dual_encoder import DualEncoder, Embeddings
-from mmrep.model.load import build_model, write_model_config
+from mmrep.model.load import write_model_config
 from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from mmrep.training.data import build_steps, index_progress, loader_workers, log_downloads
 from mmrep.training.optim import build_optimizer
@@ -98,16 +99,17 @@ class Run:
                 ahead.close()
 
     def loss(self, output: Embeddings, batch: Batch) -> Tensor:
-        """The contrastive loss of this process's pairs against all."""
+        """The loss of this process's pairs against all."""
         config = self.config.loss
-        return contrastive_loss(
+        return total_loss(
             output.image,
             output.text,
             output.logit_scale,
-            kind=config.kind,
-            groups=batch.groups,
-            logit_bias=output.logit_bias,
-            duplicates=resolve_duplicates(config.duplicates, self.steps.sources.captions),
+            output.auxiliary,
+            config,
+            output.logit_bias,
+            batch.groups,
+            resolve_duplicates(config.duplicates, self.steps.sources.captions),
         )
 
     def checksum(self) -> int:
@@ -169,7 +171,7 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     assert local == steps.local, "the loader and the config agree on the local batch"
     initial = parameter_digests(model)
     model.to(accelerator.device)
-    optimizer = build_optimizer(model, model.no_weight_decay(), config.optim)
+    optimizer = build_optimizer(model, model.no_weight_decay(), config.optim, model.lr_scales())
     state = resume(config, folder, model, optimizer, steps)
     first = int(state.get("step", 0))
     if accelerator.is_main_process:

@@ -16,12 +16,15 @@ def count_parameters(model: DualEncoder) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.inference_mode()
 def image_gmacs(model: DualEncoder) -> float:
     """Multiply-adds of the image tower for one image, in 10^9: matrix products, convolutions and attention."""
     image = torch.zeros((1, 3, *model.image.size), dtype=torch.uint8, device=model.device)
+    training = model.training
+    model.eval()
+    # Not in inference mode: the counter hooks the graph of parameters that are a module's input, as learned queries.
     with FlopCounterMode(display=False) as counter:
         model.encode_image(image)
+    model.train(training)
     return counter.get_total_flops() / 2e9
 
 

@@ -1,6 +1,8 @@
 """AdamW, its decay groups, and the learning rate of every step."""
 
 import math
+from collections.abc import Mapping
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -32,21 +34,27 @@ def decays(name: str, parameter: nn.Parameter, exempt: set[str]) -> bool:
     return parameter.ndim >= 2 and name not in exempt
 
 
-def build_optimizer(model: nn.Module, exempt: set[str], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over two groups, with and without weight decay.
+def build_optimizer(
+    model: nn.Module, exempt: set[str], config: OptimConfig, lr_scales: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """Fused AdamW over groups of parameters of one weight decay and one scale of the learning rate.
 
     Args:
         model: whose trainable parameters are optimised.
         exempt: names that must not decay (`model.no_weight_decay()`).
         config: learning rate, betas, epsilon, decay.
+        lr_scales: of parameters whose learning rate is a multiple of the others' (`model.lr_scales()`).
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in trainable if decays(name, p, exempt)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trainable if not decays(name, p, exempt)], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if decays(name, parameter, exempt) else 0.0
+            groups.setdefault(((lr_scales or {}).get(name, 1.0), decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": params, "weight_decay": decay, "lr_scale": scale}
+            for (scale, decay), params in sorted(groups.items(), reverse=True, key=itemgetter(0))
+        ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -55,6 +63,6 @@ def build_optimizer(model: nn.Module, exempt: set[str], config: OptimConfig) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group: `value` times the group's scale."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_scale"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmrep import __version__, distributed
 from mmrep.config.checks import MmrepError
@@ -18,6 +19,7 @@ from mmrep.config.tree import TrainConfig
 from mmrep.evaluation.suite import Result, evaluate, table, write_results
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
+from mmrep.pooling.gem import exponents_of
 from mmrep.training.build import Run, build_run
 from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
@@ -131,11 +133,12 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
     value = float(distributed.mean_over_processes(loss.detach()))
     metrics = {
         "loss": value,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": learning_rate(step - 1, run.config.training.steps, run.config.optim),
         "logit_scale": float(run.model.logit_scale.detach().exp()),
     }
     if norm is not None:
         metrics["gradient_norm"] = float(norm)
+    metrics |= exponent_range(run.model.image.pool)
     metrics |= run.watch.report(run.tracker.elapsed())
     run.tracker.log(step, **metrics)
     if not torch.isfinite(torch.tensor(value)):
@@ -143,6 +146,15 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
             f"the loss is {value} at step {step}: lower optim.lr, set optim.clip_norm 1, or lengthen optim.warmup; "
             f"earlier checkpoints in {run.folder / 'checkpoints'} are whole"
         )
+
+
+def exponent_range(head: nn.Module) -> dict[str, float]:
+    """Least, median and greatest exponent of a head's power means; empty where it has none."""
+    exponents = exponents_of(head)
+    if exponents is None:
+        return {}
+    values = {"min": exponents.min(), "median": exponents.median(), "max": exponents.max()}
+    return {f"exponent_{name}": round(float(value), 5) for name, value in values.items()}
 
 
 def timed(run: Run, work: Any, *args: Any) -> None:

@@ -97,6 +97,14 @@ def test_short_form_of_a_pool_and_a_named_model() -> None:
     assert "pooling-avg" in card and "that of `ViT-B-16`, pools with `avg`" in card
 
 
+def test_a_swapped_head_is_told() -> None:
+    fresh = ModelConfig(name="ViT-B-16", pool="map", weights="runs/x")
+    swapped = ModelConfig(name="ViT-B-16", pool="map", weights="runs/x", pool_init="preserve")
+    data = DataConfig([SourceConfig("a.tar")])
+    cards = [model_card("jane/x", TrainConfig(model=model, data=data).to_dict(), None) for model in (fresh, swapped)]
+    assert ["preserved the trained embedding" in card for card in cards] == [False, True]
+
+
 def test_loading_names_the_repository() -> None:
     card = model_card("jane/x", None, None)
     assert 'mmrep.load("hf-hub:jane/x")' in card

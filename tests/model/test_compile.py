@@ -8,7 +8,7 @@ SCRIPT = """
 import sys
 import torch
 from mmrep.batch import Batch
-from mmrep.model.load import create_model
+from mmrep.model.create import create_model
 
 size = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 image = {"trunk": "vit_base_patch16_clip_224", "args": size}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_pool
 
 from mmrep.batch import Batch
 from mmrep.config.checks import ConfigError
@@ -28,11 +29,11 @@ def batch(model: DualEncoder, kept: torch.Tensor | None = None) -> Batch:
 
 @pytest.mark.parametrize("pool", list_pools())
 def test_every_head_trains_in_a_model(tiny: Build, pool: str) -> None:
-    model = tiny(pool)
+    model = tiny(small_pool(pool))
     output = model(batch(model))
     torch.testing.assert_close(output.image.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(output.text.norm(dim=1), torch.ones(2))
-    (output.image * output.text.flip(0)).sum().backward()
+    sum((image * output.text.flip(0)).sum() for image in (output.image, *output.auxiliary)).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {name for name, _ in model.named_parameters()} - trained <= {"logit_scale"}
 

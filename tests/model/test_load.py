@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_pool
 
 import mmrep
 from mmrep.config.checks import ConfigError
@@ -19,7 +20,7 @@ IMAGES = torch.arange(2 * 3 * 16 * 16, dtype=torch.int64).remainder(251).to(torc
 
 @pytest.mark.parametrize("pool", list_pools())
 def test_round_trip(tiny: Build, tmp_path: Path, pool: str) -> None:
-    model = tiny(pool, seed=4, loss="sigmoid").eval()
+    model = tiny(small_pool(pool), seed=4, loss="sigmoid").eval()
     save_model(model, tmp_path)
     again = mmrep.load(tmp_path)
     assert not again.training

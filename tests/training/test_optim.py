@@ -9,7 +9,7 @@ import pytest
 from mmrep.config.checks import ConfigError
 from mmrep.config.training import OptimConfig
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.training.optim import build_optimizer, learning_rate
+from mmrep.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 def rates(steps: int, **fields: object) -> list[float]:
@@ -48,6 +48,17 @@ def test_only_matrices_decay(tiny: Callable[..., DualEncoder]) -> None:
     assert {"logit_scale", "logit_bias", "image.trunk.cls_token", "image.trunk.pos_embed"} <= spared
     assert {"image.norm.weight", "image.pool.attn_pool.latent", "text.tower.positional_embedding"} <= spared
     assert {"image.projection.weight", "text.tower.token_embedding.weight", "image.pool.attn_pool.kv.weight"} <= decayed
+
+
+def test_learning_rates_scale_by_parameter(tiny: Callable[..., DualEncoder]) -> None:
+    heads = ["cls", {"name": "ggem", "args": {"groups": 2, "lr_scale": 10.0}}]
+    model = tiny({"name": "concat", "args": {"heads": heads}})
+    optimizer = build_optimizer(model, model.no_weight_decay(), OptimConfig(), model.lr_scales())
+    set_learning_rate(optimizer, 0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert found.pop("image.pool.heads.1.log_exponent") == 5.0
+    assert set(found.values()) == {0.5}
 
 
 def test_fused(tiny: Callable[..., DualEncoder]) -> None:

@@ -1,0 +1,118 @@
+"""Accuracy and latency of one model at several image sizes."""
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from mmrep.config.checks import ConfigError, at_least, require
+from mmrep.model.dual_encoder import DualEncoder
+
+_WARM_UP = 2
+
+
+class ResolutionPoint(NamedTuple):
+    """One model at one image size.
+
+    Attributes:
+        size: rows and columns of the images in pixels.
+        patches: of the grid.
+        ms: milliseconds an image, in batches.
+        accuracy: what the caller measures.
+    """
+
+    size: tuple[int, int]
+    patches: int
+    ms: float
+    accuracy: float
+
+
+def at_resolution(model: DualEncoder, size: int | tuple[int, int]) -> DualEncoder:
+    """The model for images of another size, its position embedding resampled; the text tower is shared, not copied.
+
+    Everything that asks the model for its size (`preprocess`, evaluation, `mmrep.load`) then gets the new one. Rotary
+    embeddings are made anew.
+
+    Args:
+        model: of any size; it is left as it is.
+        size: rows and columns in pixels, or one number for both.
+
+    Raises:
+        ConfigError: not a multiple of the patch size, or a trunk that can't be resized.
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
+    encoder = model.image
+    patch = tuple(encoder.trunk.patch_embed.patch_size)
+    require(
+        rows > 0 and columns > 0 and rows % patch[0] == 0 and columns % patch[1] == 0,
+        f"images of {(rows, columns)}: expected multiples of the patch size {patch}",
+    )
+    if not hasattr(encoder.trunk, "set_input_size"):
+        raise ConfigError(
+            f"images of {(rows, columns)}: a {type(encoder.trunk).__name__} can't be resized; expected a trunk with "
+            "set_input_size, as timm's VisionTransformer and Eva have"
+        )
+    shared = (model.text, model.tokenizer)
+    other = copy.deepcopy(model, {id(part): part for part in shared})
+    other.image.trunk.set_input_size(img_size=(rows, columns))
+    other.image.size = (rows, columns)
+    other.image.grid = tuple(other.image.trunk.patch_embed.grid_size)
+    image = dataclasses.replace(model.config.image, args={**model.config.image.args, "img_size": (rows, columns)})
+    other.config = dataclasses.replace(model.config, image=image)
+    return other
+
+
+@torch.inference_mode()
+def latency(model: DualEncoder, batch: int = 32, repeats: int = 10) -> float:
+    """Seconds that the image tower takes for an image: the median over batches, the first two left out.
+
+    Args:
+        model: in evaluation mode.
+        batch: images in a batch; 1 for what a single request waits.
+        repeats: batches that count.
+
+    Raises:
+        ConfigError: `batch` or `repeats` below 1.
+    """
+    at_least("latency: batch", batch, 1)
+    at_least("latency: repeats", repeats, 1)
+    images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
+    times = []
+    for _ in range(_WARM_UP + repeats):
+        begin = time.perf_counter()
+        model.encode_image(images)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[_WARM_UP:]) / batch
+
+
+def over_resolution(
+    model: DualEncoder,
+    sizes: Sequence[int | tuple[int, int]],
+    accuracy: Callable[[DualEncoder], float],
+    batch: int = 32,
+    repeats: int = 10,
+) -> list[ResolutionPoint]:
+    """Accuracy over image size and over latency (as in MMCAP, figure 8), in the order of `sizes`.
+
+    Args:
+        model: in evaluation mode.
+        sizes: of the images, as in `at_resolution`.
+        accuracy: of a model, whose `image.size` says what images it wants.
+        batch: see `latency`.
+        repeats: see `latency`.
+
+    Raises:
+        ConfigError: a size that the model can't be brought to.
+    """
+    points = []
+    for size in sizes:
+        other = at_resolution(model, size)
+        seconds = latency(other, batch, repeats)
+        points.append(ResolutionPoint(other.image.size, other.image.patches, 1e3 * seconds, accuracy(other)))
+    return points

@@ -1,0 +1,81 @@
+"""Heads made of two heads: `concat`, and the gate by which a new head joins a trained one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmrep.config.checks import ConfigError
+from mmrep.pooling.contract import Pooled, PoolingHead, Tokens
+
+
+class Composite(PoolingHead):
+    """Heads over the same tokens.
+
+    Args:
+        heads: of one token width.
+
+    Raises:
+        ConfigError: two of them read different numbers of stages.
+    """
+
+    def __init__(self, heads: Sequence[PoolingHead]) -> None:
+        super().__init__(heads[0].dim)
+        self.heads = nn.ModuleList(heads)
+        self._heads = tuple(heads)
+        self.needs_class_token = any(head.needs_class_token for head in heads)
+        self.needs_grid = any(head.needs_grid for head in heads)
+        self.invariant = all(head.invariant for head in heads)
+        self.auxiliary_dims = tuple(width for head in heads for width in head.auxiliary_dims)
+        stages = {head.stages for head in heads} - {0}
+        if len(stages) > 1:
+            raise ConfigError(
+                f"two heads together: expected one number of stages, got {sorted(stages)}; set args.stages"
+            )
+        self.stages = max(stages, default=0)
+
+    def each(self, tokens: Tokens) -> list[Pooled]:
+        """What each head makes of the tokens."""
+        return [head(tokens if head.stages else tokens._replace(stages=())) for head in self._heads]
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"heads.{i}.{name}" for i, head in enumerate(self._heads) for name in head.no_weight_decay()}
+
+    def lr_scales(self) -> dict[str, float]:
+        return {f"heads.{i}.{name}": s for i, head in enumerate(self._heads) for name, s in head.lr_scales().items()}
+
+
+class Concat(Composite):
+    """The embeddings of two heads side by side."""
+
+    def __init__(self, heads: Sequence[PoolingHead]) -> None:
+        super().__init__(heads)
+        self.out_dim = sum(head.out_dim for head in heads)
+
+    def pool(self, tokens: Tokens) -> Pooled:
+        pooled = self.each(tokens)
+        return Pooled(torch.cat([p.embedding for p in pooled], dim=1), _auxiliary(pooled))
+
+
+class Gated(Composite):
+    """base(tokens) + gate · head(tokens), with a gate a channel that is zero at first: the base alone.
+
+    Args:
+        base: the head that the weights were trained with.
+        head: the new one, of the same output width.
+    """
+
+    def __init__(self, base: PoolingHead, head: PoolingHead) -> None:
+        super().__init__((base, head))
+        assert base.out_dim == head.out_dim, "a gate adds embeddings of one width"
+        self.out_dim = base.out_dim
+        self.gate = nn.Parameter(torch.zeros(self.out_dim))
+
+    def pool(self, tokens: Tokens) -> Pooled:
+        pooled = self.each(tokens)
+        base, new = (p.embedding for p in pooled)
+        return Pooled(base + self.gate.to(new.dtype) * new, _auxiliary(pooled))
+
+
+def _auxiliary(pooled: list[Pooled]) -> tuple[Tensor, ...]:
+    return tuple(embedding for p in pooled for embedding in p.auxiliary)

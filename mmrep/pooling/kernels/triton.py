@@ -1,0 +1,107 @@
+"""The power mean on GPUs: launches Triton programs that read the tokens once in each direction.
+
+Block sizes follow a fixed rule, not tuning on the machine, which would slow the first steps and let the order of the
+sums, and so the last bits, differ between runs. Float64 tokens are refused: the programs calculate in float32.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from jaxtyping import Float
+from torch import Tensor
+
+from mmrep.config.checks import ConfigError
+from mmrep.config.pooling import Negatives
+from mmrep.pooling.kernels import Saved
+from mmrep.pooling.kernels.triton_programs import power_mean_backward, power_mean_forward
+
+HELD_PATCHES = 640
+"""Up to as many patches a program holds its tile in registers."""
+
+
+def _launch(
+    kernel: Any, x: Tensor, exponent: Tensor, others: tuple[Tensor, ...], eps: float, **constants: str | bool
+) -> None:
+    """Runs a kernel with a program for each image and 128 bytes of channels."""
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"power mean on {x.device.type}: expected float32, bfloat16 or float16 tokens, got {x.dtype}")
+    batch, patches, width = x.shape
+    block = 128 // x.element_size()
+    # A thread takes eight bytes of a row: with sixteen, its numbers per channel would fill the registers that the tile
+    # needs. A warp takes two rows at once, so that four waste two in a hundred on 196 patches.
+    twice = kernel is power_mean_backward and constants["NEGATIVES"] == "shift"
+    held = patches <= (HELD_PATCHES // 2 if twice else HELD_PATCHES)
+    warps = 8 if patches > 208 or twice else 4 if patches > 104 else 2
+    rows = 2 * warps if held else 64
+    with torch.cuda.device_of(x):
+        kernel[(batch * triton.cdiv(width, block),)](
+            x, exponent.to(torch.float32).contiguous(), *others, *x.stride(), patches, width, eps, **constants,
+            PIECES=triton.cdiv(patches, rows) if held else 0, ROWS=rows, BLOCK=block, num_warps=warps,
+            # Six programs of four warps and three of eight share a multiprocessor, two where the tile takes more room.
+            maxnreg=80 if patches <= 256 and not twice else 128, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+def forward(
+    x: Float[Tensor, "batch patches width"],
+    p: Float[Tensor, " width"],
+    eps: float,
+    negatives: Negatives,
+    derivative: bool,
+) -> tuple[Float[Tensor, "batch width"], Saved]:
+    """The power mean, and what its gradient needs, in float32.
+
+    Args:
+        x: float32, bfloat16 or float16 tokens, of any strides; read only.
+        p: exponent of each channel, positive.
+        eps: see `mmrep.pooling.gem.generalized_mean`.
+        negatives: likewise.
+        derivative: whether ∂y/∂p is wanted.
+
+    Raises:
+        ConfigError: float64 tokens.
+    """
+    pooled = x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+    wanted = (derivative, negatives != "clamp", negatives != "clamp")
+    saved = Saved(*(torch.empty_like(pooled) if statistic else None for statistic in wanted))
+    others = (pooled, *(pooled if statistic is None else statistic for statistic in saved))
+    _launch(power_mean_forward, x, p, others, eps, NEGATIVES=negatives, DERIVATIVE=derivative)
+    return pooled, saved
+
+
+def backward(
+    grad: Float[Tensor, "batch width"],
+    x: Float[Tensor, "batch patches width"],
+    p: Float[Tensor, " width"],
+    pooled: Float[Tensor, "batch width"],
+    saved: Saved,
+    eps: float,
+    negatives: Negatives,
+    wanted: tuple[bool, bool],
+) -> tuple[Float[Tensor, "batch patches width"] | None, Float[Tensor, " width"] | None]:
+    """Gradients of the tokens (contiguous, in their type) and of the exponents; formulas: see `blocked.backward`.
+
+    Args:
+        grad: gradient of the result.
+        x: as given to `forward`.
+        p: likewise.
+        pooled: its result.
+        saved: what it kept.
+        eps: as given to `forward`.
+        negatives: likewise.
+        wanted: whether x's and p's gradients are; those that are not are None.
+
+    Raises:
+        ConfigError: float64 tokens.
+    """
+    grad = grad.to(torch.float32).contiguous()
+    tokens = exponents = None
+    if wanted[1]:
+        assert saved.derivative is not None, "the forward pass was told that the exponents need no gradient"
+        exponents = (grad * saved.derivative).sum(0).to(p.dtype)
+    if wanted[0]:
+        tokens = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        scale, other = (pooled if statistic is None else statistic for statistic in saved[1:])
+        _launch(power_mean_backward, x, p, (grad, scale, other, tokens), eps, NEGATIVES=negatives)
+    return tokens, exponents

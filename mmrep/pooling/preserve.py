@@ -1,0 +1,57 @@
+"""A head swapped onto a trained model so that, at first, nothing changes (`model.pool_init: preserve`)."""
+
+from typing import NamedTuple
+
+from mmrep.config.pooling import ConcatArgs, PoolConfig
+from mmrep.pooling.composite import Concat, Gated
+from mmrep.pooling.contract import PoolingHead
+from mmrep.pooling.gem import GGeM
+from mmrep.pooling.registry import build_configured
+
+
+class Graft(NamedTuple):
+    """A head, and where the trained one lives on in it.
+
+    Attributes:
+        head: the new head.
+        prefix: of the trained head's parameters among those of `head`; None: it had none worth keeping.
+        columns: of the embedding, which are the trained head's; the projection of all others starts at zero.
+    """
+
+    head: PoolingHead
+    prefix: str
+    columns: slice
+
+
+def graft(pool: PoolConfig, base: PoolConfig, dim: int, num_heads: int | None) -> Graft:
+    """A head that equals `base` at first.
+
+    - The same head again: it is taken over.
+    - A power mean with `shift` or `signed` in place of the mean: p = 1, which is the mean exactly.
+    - `concat` with `base` among its parts: the other part's columns of the projection are zero.
+    - A head as wide as `base`: `base` + gate · head, the gate zero.
+    - A head of another width: both side by side, as `concat`.
+
+    Args:
+        pool: the new head.
+        base: the head that the weights were trained with.
+        dim: width of the tokens.
+        num_heads: attention heads of the trunk.
+
+    Raises:
+        ConfigError: the heads read different numbers of stages.
+    """
+    head, old = (build_configured(each, dim, num_heads) for each in (pool, base))
+    if (pool.name, pool.args) == (base.name, base.args):
+        return Graft(head, "", slice(0, head.out_dim))
+    if base.name == "avg" and isinstance(head, GGeM) and head.negatives != "clamp" and pool.name in ("gem", "ggem"):
+        head.set_exponents(1.0)
+        return Graft(head, "", slice(0, head.out_dim))
+    if isinstance(head, Concat):
+        parts = [(part.name, part.args) for part in ConcatArgs(**pool.args).parts]
+        if (base.name, base.args) in parts:
+            place = parts.index((base.name, base.args))
+            start = 0 if place == 0 else head.out_dim - old.out_dim
+            return Graft(head, f"heads.{place}.", slice(start, start + old.out_dim))
+    kept = slice(0, old.out_dim)
+    return Graft(Gated(old, head) if head.out_dim == old.out_dim else Concat((old, head)), "heads.0.", kept)

@@ -1,0 +1,175 @@
+"""Looks inside the trained models of a study: `diagnostics.json` in every run, a picture of patch weights."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.config.study import DiagnosticsConfig
+from mmrep.config.tree import CompareConfig
+from mmrep.data.decode import read_image
+from mmrep.data.transforms import resize_center
+from mmrep.diagnostics.dependence import channel_groups, group_dependence, sample_tokens
+from mmrep.diagnostics.exponents import current_exponents, exponents_over_training
+from mmrep.diagnostics.features import DeadUnitMeter, Meter, VarianceMeter, watch
+from mmrep.diagnostics.maps import patch_weights
+from mmrep.diagnostics.occlusion import MASK, accuracy_under_removal, class_predictor, masked_batches
+from mmrep.diagnostics.pictures import contact_sheet, heat_map_picture, original_picture
+from mmrep.diagnostics.resolution import over_resolution
+from mmrep.evaluation.sets import EvalSet, open_set
+from mmrep.evaluation.suite import evaluate
+from mmrep.evaluation.zeroshot import embed_classes
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.load import load
+from mmrep.study.plan import PlannedRun
+from mmrep.training.output import SUMMARY
+
+LOG = logging.getLogger("mmrep")
+DIAGNOSTICS, MAPS = "diagnostics.json", "patch_weights.png"
+PRIMARY = {"zeroshot": "acc1", "retrieval": "image_retrieval_recall@1"}
+
+
+def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Diagnoses every run that has not been, draws the patch weights of the first seed's models.
+
+    Args:
+        config: the study.
+        runs: finished.
+
+    Returns:
+        Set, metric, and the runs' diagnostics by `POOL-SEED`; empty where the study asks for none.
+    """
+    wanted = config.study.diagnostics
+    if wanted.images == 0 or not config.evaluation.sets:
+        return {}
+    evalset = open_set(config.evaluation.sets[0])
+    found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
+    content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
+    if wanted.pictures:
+        _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
+        content["maps"] = MAPS
+    return content
+
+
+def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
+    """A run's diagnostics, from its folder if they are of this very model, set and config."""
+    folder, wanted = Path(run.config.output_dir), config.study.diagnostics
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    about = f"{summary['model_digest']} {wanted} {config.evaluation.sets[0]} {len(evalset.samples)}"
+    key = hashlib.sha256(about.encode()).hexdigest()
+    place = folder / DIAGNOSTICS
+    if place.is_file():
+        before = json.loads(place.read_text(encoding="utf-8"))
+        if before.get("key") == key:
+            return before
+    LOG.info("%s seed %d: looking inside", run.pool, run.seed)
+    model = _load(run)
+    content = {"schema": 1, "key": key, **_measure(model, evalset, config)}
+    content["exponents"] = {**exponents_over_training(folder)._asdict(), "final": current_exponents(model)}
+    text = json.dumps(content, indent=1)
+    place.write_text(text + "\n", encoding="utf-8")
+    return json.loads(text)
+
+
+def _load(run: PlannedRun) -> DualEncoder:
+    return load(run.config.output_dir, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measure(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
+    """All that is measured in one model; what its trunk or the set does not allow is left out, with the reason."""
+    wanted = config.study.diagnostics
+    few, more = _spread(evalset, wanted.images), _spread(evalset, wanted.accuracy_images)
+    batch = config.evaluation.batch_size
+    parts: dict[str, Callable[[], Any]] = {
+        "variance": lambda: _watched(model, VarianceMeter(model), few, batch),
+        "dead_units": lambda: _watched(model, DeadUnitMeter(model), few, batch),
+        "dependence": lambda: group_dependence(
+            sample_tokens(model, _images(few, model, batch)), channel_groups(model)
+        )._asdict(),
+        "patch_weights": lambda: _weights(model, few, batch),
+        "removal": lambda: _removal(model, more, config),
+        "resolution": lambda: _resolution(model, more, config),
+    }
+    content: dict[str, Any] = {"images": len(few.samples), "accuracy_images": len(more.samples), "left_out": {}}
+    for name, measure in parts.items():
+        try:
+            content[name] = measure()
+        except MmrepError as error:
+            content[name], content["left_out"][name] = None, str(error)
+    return content
+
+
+def _spread(evalset: EvalSet, count: int) -> EvalSet:
+    """At most so many samples of a set, evenly spread over it."""
+    total = len(evalset.samples)
+    rows = range(total) if count >= total else [i * total // count for i in range(count)]
+    return evalset._replace(samples=[evalset.samples[row] for row in rows])
+
+
+def _images(evalset: EvalSet, model: DualEncoder, batch: int) -> Iterator[Tensor]:
+    for start in range(0, len(evalset.samples), batch):
+        part = evalset.samples[start : start + batch]
+        yield torch.stack([resize_center(read_image(index, row), model.image.size) for index, row in part])
+
+
+def _watched(model: DualEncoder, meter: Any, evalset: EvalSet, batch: int) -> dict[str, Any]:
+    meters: list[Meter] = [meter]
+    watch(model, _images(evalset, model, batch), meters)
+    return meter.result()._asdict()
+
+
+def _weights(model: DualEncoder, evalset: EvalSet, batch: int) -> dict[str, float]:
+    """Sum of an image's patch weights, and the share of patches that count: (Σ|w|)² / (N·Σw²), means over images."""
+    weights = torch.cat([patch_weights(model, images).flatten(1) for images in _images(evalset, model, batch)])
+    size = weights.abs()
+    spread = size.sum(1).square() / (weights.shape[1] * size.square().sum(1)).clamp(min=1e-30)
+    return {"sum": float(weights.sum(1).mean()), "effective_share": float(spread.mean())}
+
+
+def _removal(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dict[str, float]:
+    if evalset.task != "zeroshot":
+        raise ConfigError(f"removal of the salient part: {evalset.name} has no classes")
+    if any(MASK not in index.members or index.members[MASK][row, 0] < 0 for index, row in evalset.samples):
+        raise ConfigError(f"removal of the salient part: the samples of {evalset.name} have no {MASK}")
+    classes = embed_classes(model, evalset, config.evaluation.text_batch_size)
+    labels = [evalset.label(position) for position in range(len(evalset.samples))]
+    batches = masked_batches(evalset.samples, labels, model.image.size, config.evaluation.batch_size)
+    return accuracy_under_removal(batches, class_predictor(model, classes))._asdict()
+
+
+def _resolution(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> list[dict[str, Any]]:
+    wanted: DiagnosticsConfig = config.study.diagnostics
+    patch = model.image.trunk.patch_embed.patch_size[0]
+    sizes = wanted.sizes
+    if sizes is None:
+        side = model.image.size[0] // patch
+        sizes = sorted({max(1, side * part // 4) * patch for part in (3, 4, 5, 6)})
+
+    def accuracy(other: DualEncoder) -> float:
+        result = evaluate({"model": other}, [evalset], config.evaluation)[0]
+        return result.evaluation.metrics[PRIMARY[evalset.task]]
+
+    return [point._asdict() for point in over_resolution(model, sizes, accuracy)]
+
+
+def _draw(runs: Sequence[PlannedRun], evalset: EvalSet, count: int, folder: Path) -> None:
+    """One sheet: the images, and below them the patch weights of every head, all in one scale of colours."""
+    chosen = _spread(evalset, count)
+    weights, images = {}, torch.empty(0)
+    for run in runs:
+        model = _load(run)
+        images = next(_images(chosen, model, count))
+        weights[run.pool] = patch_weights(model, images)
+    limit = max(float(w.abs().max()) for w in weights.values())
+    rows = [("image", [original_picture(image) for image in images])]
+    rows += [
+        (pool, [heat_map_picture(image, w, limit) for image, w in zip(images, ws, strict=True)])
+        for pool, ws in weights.items()
+    ]
+    contact_sheet(rows, limit=limit).save(folder / MAPS)

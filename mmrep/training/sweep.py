@@ -1,0 +1,142 @@
+"""Choosing the exponent after training: one pass of the trunk over held-out images, the head once for each p.
+
+SuperGlobal (Shao et al., arXiv 2308.06954) sets p of a model trained otherwise in this way.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmrep.config.checks import ConfigError, MmrepError, require
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.config.pooling import PoolConfig
+from mmrep.config.sweep import SweepConfig
+from mmrep.evaluation.embed import Embedded, Size, embed_images
+from mmrep.evaluation.metrics import Evaluation, retrieval_metrics, zeroshot_metrics
+from mmrep.evaluation.retrieval import embed_captions
+from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.suite import Result
+from mmrep.evaluation.zeroshot import embed_classes
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.trunk import num_heads
+from mmrep.pooling import PoolingHead, Tokens
+from mmrep.pooling.gem import GGeM, exponents_of
+from mmrep.pooling.registry import build_configured
+
+
+class State(NamedTuple):
+    """A head under test.
+
+    Attributes:
+        p: of all its exponents; None: the trained head as it is.
+        head: shares all parameters but the exponents with the other states.
+    """
+
+    p: float | None
+    head: PoolingHead
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        return "trained" if self.p is None else f"p={self.p:g}"
+
+
+class Sweep(NamedTuple):
+    """What a sweep found.
+
+    Attributes:
+        states: the trained one first, then by rising p.
+        results: of each state, on each set.
+        put_in: the head that stands in place of the trained one for every p; None: it is the trained one.
+    """
+
+    states: list[State]
+    results: list[list[Result]]
+    put_in: PoolConfig | None
+
+
+def sweep(
+    model: DualEncoder, sets: Sequence[EvalSet], asked: SweepConfig, config: EvaluationConfig, quiet: bool = True
+) -> Sweep:
+    """Evaluates a model as trained, and with all exponents set to each p.
+
+    Args:
+        model: in evaluation mode; it is left as it is.
+        sets: what to evaluate on; each image is decoded once and goes through the trunk once.
+        asked: the exponents, and the head if not the model's own.
+        config: batch sizes, workers.
+        quiet: show no progress bars.
+
+    Raises:
+        ConfigError: no exponents to set, and no head that could be put in.
+        DataError: a sample that can't be read.
+        MmrepError: embeddings that are not finite.
+    """
+    put_in, head = _swept_head(model, asked)
+    states = [State(None, model.image.pool), *(State(p, _at(head, p)) for p in sorted(asked.p))]
+    results: list[list[Result]] = [[] for _ in states]
+
+    def encode(images: dict[Size, Tensor]) -> list[Tensor]:
+        pixels = images[model.image.size].to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+            tokens = model.image.tokens(pixels)
+            found = [_embed(model, state.head, tokens) for state in states]
+        return [F.normalize(x.float(), dim=-1) for x in found]
+
+    for evalset in sets:
+        embedded = embed_images(encode, [model.image.size], evalset, config, quiet)
+        for i, evaluation in enumerate(_evaluate(model, evalset, embedded, config.text_batch_size)):
+            if not embedded.images[i].isfinite().all():
+                raise MmrepError(
+                    f"{states[i].name}: embeddings on {evalset.name} are not finite; did training diverge?"
+                )
+            results[i].append(Result(states[i].name, evalset, evaluation))
+    return Sweep(states, results, put_in)
+
+
+def _swept_head(model: DualEncoder, asked: SweepConfig) -> tuple[PoolConfig | None, PoolingHead]:
+    """The head whose exponents are set, with its config where it is not the model's own."""
+    own, image = model.image.pool, model.image
+    name = model.config.pooling.name
+    if asked.pool is None and exponents_of(own) is not None:
+        require(
+            asked.negatives is None, f"--negatives: the trained {name!r} keeps its own; --pool puts another head in"
+        )
+        return None, own
+    put_in = asked.replacement
+    head = build_configured(put_in, image.width, num_heads(image.trunk)).to(model.device).eval()
+    if head.out_dim != own.out_dim:
+        raise ConfigError(
+            f"nothing to sweep: {name!r} has no exponents, and {put_in.name!r} can't stand in its place: it gives "
+            f"{head.out_dim} channels, where the trained projection reads {own.out_dim}"
+        )
+    return put_in, head
+
+
+def _at(head: PoolingHead, p: float) -> PoolingHead:
+    """The head with all exponents set; other parameters are shared, not copied."""
+    shared = {id(value): value for name, value in head.named_parameters() if not name.endswith("log_exponent")}
+    other = copy.deepcopy(head, shared)
+    for module in other.modules():
+        if isinstance(module, GGeM):
+            module.set_exponents(p)
+    return other
+
+
+def _embed(model: DualEncoder, head: PoolingHead, tokens: Tokens) -> Tensor:
+    """What the image tower makes of its trunk's tokens with a head."""
+    image = model.image
+    return image.project(head(tokens if head.stages else tokens._replace(stages=())).embedding)
+
+
+def _evaluate(model: DualEncoder, evalset: EvalSet, embedded: Embedded, text_batch: int) -> list[Evaluation]:
+    """Every state's metrics; the texts, which no head changes, are encoded once."""
+    if evalset.task == "zeroshot":
+        classes = embed_classes(model, evalset, text_batch)
+        return [zeroshot_metrics(images, classes, embedded.labels) for images in embedded.images]
+    texts, image_of_text = embed_captions(model, embedded.texts, text_batch)
+    return [retrieval_metrics(images, texts, image_of_text) for images in embedded.images]

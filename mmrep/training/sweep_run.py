@@ -1,0 +1,155 @@
+"""`mmrep sweep`: p chosen on the images that a finished run held out."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmrep import __version__
+from mmrep.config.checks import one_of, require
+from mmrep.config.evaluation import EvaluationConfig, SetConfig
+from mmrep.config.pooling import PoolConfig
+from mmrep.config.sweep import SweepConfig
+from mmrep.config.tree import TrainConfig
+from mmrep.data.sources import Sources
+from mmrep.evaluation.metrics import RECALL_AT
+from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.load import WEIGHTS, load, save_model
+from mmrep.model.trunk import stage_blocks
+from mmrep.training.data import index_progress
+from mmrep.training.output import SUMMARY
+from mmrep.training.sweep import State, sweep
+from mmrep.training.sweep_report import FILE, best_state, remarks, table, write_sweep
+
+LOG = logging.getLogger("mmrep")
+
+
+def sweep_run(
+    run: Path,
+    config: TrainConfig,
+    asked: SweepConfig,
+    given: Sequence[SetConfig] = (),
+    device: str | torch.device = "cpu",
+    output: Path | None = None,
+    save: Path | None = None,
+    evaluation: EvaluationConfig | None = None,
+    quiet: bool = True,
+) -> str:
+    """Sweeps a finished run and writes sweep.json.
+
+    Args:
+        run: its folder.
+        config: its own.
+        asked: the exponents, and the head if not the model's own.
+        given: sets to choose on instead of the run's validation split.
+        device: where to.
+        output: folder of sweep.json; None: the run's.
+        save: folder for the model in its best state; None: not written.
+        evaluation: batch sizes and workers; None: those of the run.
+        quiet: show no progress bars.
+
+    Returns:
+        The table and what has to be known to read it.
+
+    Raises:
+        ConfigError: nothing to choose on, nothing to sweep, an unknown metric.
+        DataError: a shard or sample that can't be read.
+    """
+    sets = [open_set(each) for each in given] if given else held_out_sets(config, run)
+    metric = primary_metric(sets, asked.metric)
+    model = load(run / "final", device)
+    model.precision = config.training.precision
+    swept = sweep(model, sets, asked, evaluation or config.evaluation, quiet)
+    place = (output or run) / FILE
+    count = sum(len(evalset.samples) for evalset in sets)
+    held_out = f"{count:,} images held out of training (data.validation)"
+    chosen_on = f"{count:,} images of {', '.join(each.path for each in given)}" if given else held_out
+    tests = tests_among(given, config)
+    about = {
+        "mmrep": __version__,
+        "run": str(run),
+        "trained_pool": model.config.pooling.label,
+        "chosen_on": chosen_on,
+        "test_sets_read": tests,
+        "model_digest": hashlib.sha256((run / "final" / WEIGHTS).read_bytes()).hexdigest(),
+        "config_digest": hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest(),
+    }
+    write_sweep(swept, metric, place, about)
+    below = remarks(swept, metric, model.config.pooling.name, chosen_on, tests)
+    lines = [table(swept), "", *below, "", f"written: {place}"]
+    if save is not None:
+        state = swept.states[best_state(swept, metric)]
+        save_state(model, state, swept.put_in, save)
+        lines.append(f"saved: {save} ({state.name})")
+    return "\n".join(lines)
+
+
+def held_out_sets(config: TrainConfig, run: Path) -> list[EvalSet]:
+    """The validation split of a run, as its training had it.
+
+    Raises:
+        ConfigError: it has none.
+        DataError: a shard or sample that can't be read.
+    """
+    sources = Sources(config.data, index_progress())
+    sets = validation_sets(sources, config.data.validation, config.data.max_bad_fraction > 0)
+    require(
+        bool(sets), f"data.validation.fraction {config.data.validation.fraction}: no sample is held out; give --data"
+    )
+    summary = run / SUMMARY
+    then = json.loads(summary.read_text(encoding="utf-8")).get("data") if summary.is_file() else None
+    if then not in (None, sources.describe()):
+        LOG.warning("the shards are not those that %s was trained on: it may have seen what is held out now", run)
+    return sets
+
+
+def tests_among(given: Sequence[SetConfig], config: TrainConfig) -> list[str]:
+    """Which of the sets given are test sets of the run."""
+    tests = {(Path(test.path).resolve(), test.split) for test in config.evaluation.sets}
+    return [each.path for each in given if (Path(each.path).resolve(), each.split) in tests]
+
+
+def primary_metric(sets: Sequence[EvalSet], asked: str | None) -> str:
+    """The metric that the best is chosen by: `METRIC` or `SET/METRIC`.
+
+    Raises:
+        ConfigError: no set has the metric asked for.
+    """
+    found = [f"{evalset.name}/{metric}" for evalset in sets for metric in _metrics(evalset)]
+    valid = list(dict.fromkeys([*(name.rpartition("/")[2] for name in found), *found]))
+    if asked is None:
+        return "acc1" if "acc1" in valid else "image_retrieval_recall@1"
+    one_of("--metric", asked, valid)
+    return asked
+
+
+def _metrics(evalset: EvalSet) -> list[str]:
+    if evalset.task == "zeroshot":
+        return ["acc1", "mean_per_class_recall", *(["acc5"] if len(evalset.classnames) >= 5 else [])]
+    return [f"{way}_retrieval_recall@{k}" for k in RECALL_AT for way in ("image", "text")]
+
+
+def save_state(model: DualEncoder, state: State, put_in: PoolConfig | None, folder: Path) -> None:
+    """Writes the model with the head of a state, as `mmrep.load` takes it."""
+    image = model.image
+    shared = (model.text, model.tokenizer, image.trunk, image.norm, image.projection)
+    other = copy.deepcopy(model, {id(part): part for part in shared})
+    other.image.pool = state.head
+    if state.p is not None and put_in is not None:
+        other.config = dataclasses.replace(
+            model.config,
+            pool={"name": put_in.name, "args": put_in.args},
+            pool_init="fresh",
+            pool_base=None,
+            weights=None,
+        )
+        other.image.stages = stage_blocks(len(image.trunk.blocks), state.head.stages)
+        other.image.auxiliary_projections = nn.ModuleList()
+    save_model(other, folder)

@@ -1,0 +1,119 @@
+"""What a study says about the inside of its models: measured once, kept with each run, shown in the report."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_tar
+from PIL import Image
+
+from mmrep.config.evaluation import SetConfig
+from mmrep.config.study import DiagnosticsConfig, StudyConfig
+from mmrep.config.tree import CompareConfig, TrainConfig
+from mmrep.data.scenes import Split, encode_png, scene
+from mmrep.study import diagnosis
+from mmrep.study.diagnosis import DIAGNOSTICS, MAPS
+from mmrep.study.inside import left_out, sections
+from mmrep.study.report import terminal
+from mmrep.study.runner import compare
+
+Recipe = Callable[..., TrainConfig]
+
+
+def study(recipe: Recipe, name: str = "study", sets: Any = None, **wanted: Any) -> CompareConfig:
+    training = {"steps": 2, "checkpoint_steps": 0}
+    config = recipe(name, training=training, evaluation={"sets": sets} if sets else {})
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    diagnostics = DiagnosticsConfig(**{"pictures": 2, "sizes": [12, 16]} | wanted)
+    return CompareConfig(**fields, study=StudyConfig(pools=["cls", "avg", "ggem"], diagnostics=diagnostics))
+
+
+def test_everything_is_measured_kept_and_shown(recipe: Recipe, tmp_path: Path) -> None:
+    samples = []
+    for i in range(12):
+        drawn = scene(0, i, 16, Split.CLASSES)
+        mask = encode_png(drawn.mask.astype(np.uint8) * 255)
+        samples.append((f"{i:03d}", {"png": encode_png(drawn.image), "mask.png": mask, "cls": b"%d" % (i % 4)}))
+    write_tar(tmp_path / "masked" / "test" / "0.tar", samples)
+    (tmp_path / "masked" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "masked" / "classnames.txt").write_text("a\nb\nc\nd\n")
+    (tmp_path / "masked" / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    config = study(recipe, sets=[SetConfig(str(tmp_path / "masked"))])
+    results = compare(config, "")
+    folder = Path(config.output_dir)
+    assert json.loads((folder / "results.json").read_text()) == results
+    found = results["diagnostics"]["runs"]
+    assert list(found) == ["cls-0", "avg-0", "ggem-0"]
+    for each in found.values():
+        assert each["left_out"] == {}
+        assert len(each["variance"]["points"]) == 5
+        assert each["removal"]["images"] == each["images"] == 12
+        assert [point["size"] for point in each["resolution"]] == [[12, 12], [16, 16]]
+    assert found["avg-0"]["resolution"][1]["accuracy"] == pytest.approx(
+        next(run for run in results["runs"] if run["pool"] == "avg")["metrics"]["masked/acc1"]
+    )
+    assert found["cls-0"]["patch_weights"]["sum"] == 0
+    assert found["avg-0"]["patch_weights"]["sum"] == pytest.approx(1, abs=1e-4)
+    assert found["ggem-0"]["exponents"]["steps"] == [1, 2]
+    assert len(found["ggem-0"]["exponents"]["final"]) == 2
+    assert found["avg-0"]["exponents"]["final"] == []
+    report = (folder / "report.md").read_text()
+    for section in sections(results):
+        assert f"## {section.title}\n" in report
+        assert (section.title in terminal(results)) == section.short
+        assert {len(row) for row in section.rows} == {len(section.rows[0])}
+        assert not any("|" in cell for row in section.rows for cell in row), "a bar would end the table's cell"
+    assert len(sections(results)) == 5
+    assert f"({MAPS})" in report
+    with Image.open(folder / MAPS) as sheet:
+        assert sheet.size[0] > 300
+
+
+def test_measured_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(study(recipe, images=4), "")
+    monkeypatch.setattr(diagnosis, "_measure", lambda *_: pytest.fail("measured again"))
+    assert compare(study(recipe, images=4), "") == first
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        compare(study(recipe, images=5), "")
+
+
+def test_what_can_not_be_measured_is_said(recipe: Recipe) -> None:
+    results = compare(study(recipe, sizes=[10], pictures=0), "")
+    (masks, size) = left_out(results)
+    assert "have no mask.png" in masks
+    assert "expected multiples of the patch size (4, 4)" in size
+    report = (Path(study(recipe).output_dir) / "report.md").read_text()
+    assert f"Not measured: {masks}." in report
+    assert MAPS not in report
+    assert [section.title for section in sections(results)][-1] == "Exponents over training"
+
+
+def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
+    results = compare(study(recipe, sets=[SetConfig(str(colour_set / "retrieval"), name="pairs")], sizes=None), "")
+    assert results["diagnostics"]["metric"] == "image_retrieval_recall@1"
+    points = results["diagnostics"]["runs"]["avg-0"]["resolution"]
+    assert [point["size"][0] for point in points] == [12, 16, 20, 24]
+    assert any("has no classes" in reason for reason in left_out(results))
+
+
+def test_none_are_taken_if_none_are_wanted(recipe: Recipe) -> None:
+    config = study(recipe, images=0)
+    results = compare(config, "")
+    assert results["diagnostics"] == {}
+    assert sections(results) == left_out(results) == []
+    assert not list(Path(config.output_dir).rglob(DIAGNOSTICS))
+
+
+def test_interruption_says_how_to_go_on(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmrep.training.signals import Stopped
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnosis, "_measure", interrupt)
+    with pytest.raises(Stopped, match="mmrep compare --again"):
+        compare(study(recipe), "mmrep compare --again")
