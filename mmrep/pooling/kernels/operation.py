@@ -12,8 +12,9 @@ from mmrep.pooling.kernels import Saved, blocked, reference
 
 
 def _path(x: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve a tensor: Triton's on CUDA devices, where there is Triton."""
-    if x.device.type == "cuda" and x.dtype != torch.float64:
+    """The module whose `forward` and `backward` serve a tensor: Triton's on NVIDIA's GPUs, where there is Triton."""
+    # The programs' register limits are NVIDIA's.
+    if x.device.type == "cuda" and torch.version.hip is None and x.dtype != torch.float64:
         try:
             from mmrep.pooling.kernels import triton
         except ImportError:

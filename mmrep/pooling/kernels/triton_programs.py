@@ -207,7 +207,7 @@ def _slope(tile, low, unit, floor, threshold, q, origin, NEGATIVES: tl.constexpr
     """(f/scale)^(p - 1) where the value depends on the token, 0 elsewhere."""
     value = _value(tile, low, NEGATIVES)
     slope = tl.exp2(q * _unit_log2(value, unit, floor) - origin)
-    return tl.where(value >= threshold if NEGATIVES == "clamp" else value > threshold, slope, 0.0)
+    return tl.where(value > threshold, slope, 0.0)
 
 
 @triton.jit
