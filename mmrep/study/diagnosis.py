@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, MmrepError
@@ -159,17 +160,17 @@ def _resolution(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> 
 
 
 def _draw(runs: Sequence[PlannedRun], evalset: EvalSet, count: int, folder: Path) -> None:
-    """One sheet: the images, and below them the patch weights of every head, all in one scale of colours."""
+    """One sheet: the images, and below them the patch weights of every head, a head's in one scale of colours."""
     chosen = _spread(evalset, count)
-    weights, images = {}, torch.empty(0)
+    rows: list[tuple[str, list[Image]]] = []
     for run in runs:
         model = _load(run)
         images = next(_images(chosen, model, count))
-        weights[run.pool] = patch_weights(model, images)
-    limit = max(float(w.abs().max()) for w in weights.values())
-    rows = [("image", [original_picture(image) for image in images])]
-    rows += [
-        (pool, [heat_map_picture(image, w, limit) for image, w in zip(images, ws, strict=True)])
-        for pool, ws in weights.items()
-    ]
-    contact_sheet(rows, limit=limit).save(folder / MAPS)
+        weights = patch_weights(model, images)
+        if not rows:
+            rows.append(("image", [original_picture(image) for image in images]))
+        # One scale for all heads would leave those that spread their weight pale beside one that picks a patch.
+        limit = float(weights.abs().max())
+        pictures = [heat_map_picture(image, each, limit) for image, each in zip(images, weights, strict=True)]
+        rows.append((f"{run.pool}  ±{limit:.2g}", pictures))
+    contact_sheet(rows).save(folder / MAPS)

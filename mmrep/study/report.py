@@ -132,7 +132,9 @@ def markdown(results: dict[str, Any], title: str) -> str:
         parts += [
             "## Patch weights",
             "What each patch token adds to the embedding of the first seed's models, along the embedding: red adds, "
-            "blue takes away. Exact for linear heads and for power means of positive tokens, else to first order.",
+            "blue takes away, strongest at the weight beside the head's name. Exact for linear heads and for power "
+            "means of positive tokens, else to first order; a head that subtracts a minimum gives that one's part to "
+            "the patch that holds it.",
             f"![Patch weights of every head]({results['diagnostics']['maps']})",
         ]
     parts += [f"Not measured: {reason}." for reason in left_out(results)]
