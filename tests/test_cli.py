@@ -61,7 +61,7 @@ WRONG = {
     "push nothing": ("push {root}/none --repo-id a/b --dry-run", "no such folder"),
     "report of nothing": ("report {root}/none", "results.json"),
     "sweep of nothing": ("sweep {root}/none", "not a run: it has no config.yaml"),
-    "sweep of a p": ("sweep {root} --p 101", "--p: expected values above 0 and at most 100, got 101"),
+    "sweep of a p": ("sweep {root} --p 101", "--p: expected values from 0.01 to 100, got 101"),
     "unknown action": ("data pakc", "unknown action 'pakc'"),
     "check of nothing": ("data check {root}/none.tar", "no such shard"),
     "scenes": ("data scenes --output_dir {root}/scenes --size 3", "scenes.size"),

@@ -13,7 +13,7 @@ Grouping = Literal["contiguous", "random"]
 PoolInit = Literal["fresh", "preserve"]
 
 MAX_EXPONENT = 100.0
-"""Exponents are kept in (0, MAX_EXPONENT]; past it a power mean is the maximum for all that fp32 can tell."""
+"""Exponents are kept within 1/MAX_EXPONENT and MAX_EXPONENT; past it a power mean is the maximum for all that fp32 can tell."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class GeMArgs:
     def __post_init__(self) -> None:
         above("pool args.p", self.p, 0)
         require(self.p <= MAX_EXPONENT, f"pool args.p: expected at most {MAX_EXPONENT:g}, got {self.p}; use pool 'max'")
+        require(self.p >= 1 / MAX_EXPONENT, f"pool args.p: expected at least {1 / MAX_EXPONENT:g}, got {self.p}")
         above("pool args.eps", self.eps, 0)
         above("pool args.lr_scale", self.lr_scale, 0)
 

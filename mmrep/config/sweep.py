@@ -33,7 +33,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         require(bool(self.p), "--p: expected at least one exponent")
         for p in self.p:
-            require(0 < p <= MAX_EXPONENT, f"--p: expected values above 0 and at most {MAX_EXPONENT:g}, got {p:g}")
+            low, high = 1 / MAX_EXPONENT, MAX_EXPONENT
+            require(low <= p <= high, f"--p: expected values from {low:g} to {high:g}, got {p:g}")
         require(len(set(self.p)) == len(self.p), f"--p: expected each value once, got {self.p}")
         if self.pool is not None:
             one_of("--pool", self.pool, GEM_LIKE)

@@ -101,3 +101,8 @@ class PoolingHead(nn.Module):
 def mean_dtype(x: Tensor) -> torch.dtype:
     """The type to accumulate in: fp32, or fp64 for fp64 input."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def bounded(x: Float[Tensor, " count"], bound: float) -> Float[Tensor, " count"]:
+    """x within [-bound, bound], with the gradient of x itself: a value that training drove past a bound can return."""
+    return x.clamp(-bound, bound).detach() + (x - x.detach())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.pooling import MAX_EXPONENT, Grouping, Negatives
-from mmrep.pooling.contract import PoolingHead, Tokens
+from mmrep.pooling.contract import PoolingHead, Tokens, bounded
 from mmrep.pooling.kernels.operation import power_mean
 
 
@@ -93,8 +93,8 @@ class GGeM(PoolingHead):
         self.group_of_channel: Tensor
 
     def exponents(self) -> Float[Tensor, " groups"]:
-        """The exponents p, within (0, 100], in fp32."""
-        return self.log_exponent.float().clamp(-math.log(MAX_EXPONENT), math.log(MAX_EXPONENT)).exp()
+        """The exponents p, within [0.01, 100], in fp32."""
+        return bounded(self.log_exponent.float(), math.log(MAX_EXPONENT)).exp()
 
     def channel_exponents(self) -> Float[Tensor, " width"]:
         """The exponent of every channel."""
@@ -102,7 +102,7 @@ class GGeM(PoolingHead):
 
     @torch.no_grad()
     def set_exponents(self, p: float) -> None:
-        """Sets all exponents to one value in (0, 100]."""
+        """Sets all exponents to one value within [0.01, 100]."""
         self.log_exponent.fill_(math.log(p))
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:

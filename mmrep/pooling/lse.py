@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmrep.pooling.contract import PoolingHead, Tokens, mean_dtype
+from mmrep.pooling.contract import PoolingHead, Tokens, bounded, mean_dtype
 
 MAX_SHARPNESS = 1e4
 """r is kept from 1 / MAX_SHARPNESS to MAX_SHARPNESS; past it the result is the mean or the maximum for fp32."""
@@ -32,8 +32,7 @@ class LogSumExp(PoolingHead):
 
     def sharpness(self) -> Float[Tensor, "1"]:
         """r, in fp32 or better."""
-        bound = math.log(MAX_SHARPNESS)
-        return self.log_sharpness.to(mean_dtype(self.log_sharpness)).clamp(-bound, bound).exp()
+        return bounded(self.log_sharpness.to(mean_dtype(self.log_sharpness)), math.log(MAX_SHARPNESS)).exp()
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         values = tokens.patches.to(mean_dtype(tokens.patches))

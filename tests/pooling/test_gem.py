@@ -118,3 +118,13 @@ def test_exponents_stay_finite_and_positive_in_bf16_training(learning_rate: floa
 def test_fixed_exponents_are_not_trained() -> None:
     assert not any(p.requires_grad for p in build_pool("gem", dim=8, learn=False).parameters())
     assert math.isclose(build_pool("gem", dim=8, p=4.6).exponents().item(), 4.6, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(("start", "target"), [(20.0, 3.0), (-20.0, 3.0)])
+def test_exponents_past_their_bounds_come_back(start: float, target: float) -> None:
+    head = build_pool("gem", dim=4)
+    with torch.no_grad():
+        head.log_exponent.fill_(start)
+    assert head.exponents().item() == pytest.approx(100.0 if start > 0 else 0.01, rel=1e-5)
+    (head.exponents() - target).square().sum().backward()
+    assert torch.sign(head.log_exponent.grad).item() == math.copysign(1, start), "downhill is towards the target"
