@@ -13,7 +13,7 @@ Grouping = Literal["contiguous", "random"]
 PoolInit = Literal["fresh", "preserve"]
 
 MAX_EXPONENT = 100.0
-"""Exponents are kept within 1/MAX_EXPONENT and MAX_EXPONENT; past it a power mean is the maximum for all that fp32 can tell."""
+"""Exponents are kept from 1/MAX_EXPONENT to this; past it a power mean is the maximum for all that fp32 can tell."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,21 @@ class PoolConfig:
             all(c.isalnum() or c in "._-" for c in str(self.label)),
             f"pool label {self.label!r}: letters, digits, '.', '_' and '-' only, since it names a folder",
         )
+
+    def meaning(self, num_heads: int | None) -> tuple[str, Any]:
+        """What the head computes, however its arguments are spelled; equal for heads that can exchange parameters.
+
+        Args:
+            num_heads: attention heads of the trunk, which `groups` and `num_heads` default to.
+        """
+        args = check_pool_args(self.name, self.args)
+        if isinstance(args, ConcatArgs):
+            return self.name, tuple(part.meaning(num_heads) for part in args.parts)
+        values = {key: value for key, value in dataclasses.asdict(args).items() if key not in ("learn", "lr_scale")}
+        for key in ("groups", "num_heads"):
+            if key in values and values[key] is None:
+                values[key] = num_heads
+        return self.name, values
 
     def _own_label(self) -> str:
         if self.name == "concat":

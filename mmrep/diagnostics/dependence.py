@@ -76,13 +76,18 @@ def sample_tokens(
     return torch.cat(parts)
 
 
-def channel_groups(model: DualEncoder) -> Int64[Tensor, " width"]:
-    """The group of every channel: the head's, where it is a ggem (or has one within), else one an attention head.
+def channel_groups(model: DualEncoder, of_head: bool = True) -> Int64[Tensor, " width"]:
+    """The group of every channel.
+
+    Args:
+        model: the model.
+        of_head: the head's groups, where it is a ggem (or has one within); else, and for all others, one an attention
+            head of the trunk, which is the same for all heads of a study.
 
     Raises:
         ConfigError: neither the head has groups nor the trunk's blocks a number of heads.
     """
-    for module in model.image.pool.modules():
+    for module in model.image.pool.modules() if of_head else ():
         if isinstance(module, GGeM) and module.groups > 1:
             return module.group_of_channel.cpu()
     heads = num_heads(model.image.trunk)

@@ -37,7 +37,7 @@ class Removal(NamedTuple):
         drop_salient: whole − salient, in shares.
         drop_control: whole − control: what missing pixels cost, wherever they are.
         removed: mean share of the image that was removed, each time.
-        overlap: mean share of these pixels that the control removes as well: 0 unless the part is large.
+        overlap: mean share of these pixels that the control removes as well: 0 where there is room for both.
     """
 
     images: int
@@ -119,20 +119,29 @@ def _span(hits: Bool[Tensor, "batch places"], margin: int) -> Bool[Tensor, "batc
 
 
 def control_masks(masks: Masks) -> Masks:
-    """The same shapes elsewhere: each mask moved, across the borders, to where it overlaps its old place least.
+    """The same shapes elsewhere: each mask moved, all of it inside the image, to where it overlaps its old place least.
 
-    Of several such places the farthest one is taken, rows and columns counted across the borders too; of those, the
-    first.
+    Of several such places the farthest one is taken, as rows plus columns; of those, the first of the shifts 0, 1, …,
+    −2, −1 of rows, then of columns. A mask from border to border has nowhere to go, and stays.
     """
     height, width = masks.shape[1:]
+    # Shifts are counted modulo the size, as the spectrum has them; those allowed carry nothing across a border.
     spectrum = torch.fft.rfft2(masks.double())
     overlaps = torch.fft.irfft2(spectrum.abs().square(), s=(height, width)).round()
-    far = [torch.minimum(torch.arange(n), n - torch.arange(n)) for n in (height, width)]
+    far = _distances(masks.any(2))[:, :, None] + _distances(masks.any(1))[:, None, :]
     # Overlaps are whole numbers, and a distance is made to weigh less than 1.
-    scores = overlaps - (far[0][:, None] + far[1][None, :]).to(masks.device) / (height + width)
-    best = scores.flatten(1).argmin(1).tolist()
+    best = (overlaps - far / (height + width)).flatten(1).argmin(1).tolist()
     moved = [mask.roll((at // width, at % width), (0, 1)) for mask, at in zip(masks, best, strict=True)]
     return torch.stack(moved) if moved else masks
+
+
+def _distances(hits: Bool[Tensor, "batch places"]) -> Float[Tensor, "batch shifts"]:
+    """How far each cyclic shift moves the hits, forwards or backwards; −∞ where it takes some across the border."""
+    size = hits.shape[1]
+    shifts = torch.arange(size, device=hits.device)
+    before, after = (side.int().argmax(1, keepdim=True) for side in (hits, hits.flip(1)))
+    backwards = torch.where(shifts >= size - before, (size - shifts).double(), -torch.inf)
+    return torch.where(shifts <= after, shifts.double(), backwards)
 
 
 def class_predictor(model: DualEncoder, classes: Float[Tensor, "classes embed"]) -> Callable[[Pixels], Labels]:

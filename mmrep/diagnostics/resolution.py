@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -68,12 +67,12 @@ def at_resolution(model: DualEncoder, size: int | tuple[int, int]) -> DualEncode
 
 @torch.inference_mode()
 def latency(model: DualEncoder, batch: int = 32, repeats: int = 10) -> float:
-    """Seconds that the image tower takes for an image: the median over batches, the first two left out.
+    """Seconds that the image tower takes for an image, from the fastest batch (others share the machine).
 
     Args:
         model: in evaluation mode.
         batch: images in a batch; 1 for what a single request waits.
-        repeats: batches that count.
+        repeats: batches that count; the two before them are warm-up.
 
     Raises:
         ConfigError: `batch` or `repeats` below 1.
@@ -88,7 +87,7 @@ def latency(model: DualEncoder, batch: int = 32, repeats: int = 10) -> float:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[_WARM_UP:]) / batch
+    return min(times[_WARM_UP:]) / batch
 
 
 def over_resolution(

@@ -12,10 +12,10 @@ from mmrep.config.checks import ConfigError, one_of, require
 from mmrep.model.convert import StateDict, to_open_clip
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.light import light_from
-from mmrep.model.load import save_model
+from mmrep.model.load import OPEN_CLIP_CONFIG, save_model
 
 FORMATS = ("open_clip", "mmcap_light")
-OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 TOLERANCE = 1e-5
 
 

@@ -1,24 +1,28 @@
 """New dual encoders, from scratch or from trained weights."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
+from mmrep.config.tree import differences
 from mmrep.model.convert import StateDict, load_open_clip_state_dict
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.load import CONFIG, complete_open_clip, config_from_dict, load, read_weights
+from mmrep.model.load import CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
 from mmrep.model.presets import complete, from_open_clip
+from mmrep.model.trunk import num_heads
 
 _HEAD, _PROJECTION = "image.pool.", "image.projection.weight"
-_OPTIONAL = ("image.auxiliary_projections.", "logit_bias")
+_AUXILIARY = "image.auxiliary_projections."
+TOLERANCE = 1e-5
+"""Largest difference of embeddings of unit length that is taken for rounding."""
 LOG = logging.getLogger("mmrep")
 
 
@@ -59,50 +63,76 @@ def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
         return DualEncoder(config, seed, sigmoid)
     trained = _trained(config, Path(config.weights), sigmoid)
     if config.pool_init == "preserve":
-        _check_same_frame(config, trained.config)
         config = dataclasses.replace(config, pool_base=trained.config.pool)
     model = DualEncoder(config, seed, sigmoid)
     _transplant(model, trained)
+    if config.pool_init == "preserve":
+        _prove_equal(model, trained)
     return model
 
 
 def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
     """The model that weights belong to, with the head that it was trained with."""
-    run = weights / "final" if (weights / "final" / CONFIG).exists() else weights
-    if (run / CONFIG).exists():
-        trained = load(run)
+    preserve = config.pool_init == "preserve"
+    if any((weights / name).exists() for name in (CONFIG, f"final/{CONFIG}", OPEN_CLIP_CONFIG)):
+        trained = load(weights, allow_pickle=config.allow_pickle)
         require(
-            config.pool_init == "fresh" or trained.config.pool_init == "fresh",
+            not preserve or trained.config.pool_init == "fresh",
             f"model.pool_init: {weights} has a head that was swapped in itself; use the weights it started from",
         )
+        heads = num_heads(trained.image.trunk)
+        require(
+            config.base is None or config.base.meaning(heads) == trained.config.pooling.meaning(heads),
+            f"model.pool_base is {config.pool_base!r}, but {weights} was trained with {trained.config.pool!r}",
+        )
         return trained
-    named, parts = weights / "open_clip_config.json", None
-    if named.exists():
-        content = json.loads(named.read_text(encoding="utf-8"))
-        parts = complete_open_clip(content.get("model_cfg", content), weights.name, content.get("preprocess_cfg") or {})
-    elif config.name is not None:
-        import open_clip
+    pool: Any = config.pool
+    if preserve:
+        pool = config.pool_base
+        if pool is None and config.name is not None:
+            import open_clip
 
-        known = open_clip.get_model_config(config.name)
-        parts = from_open_clip(known, config.name) if known else None
-    image = config.image
-    if named.exists() and parts is not None:
-        image = dataclasses.replace(image, norm=parts.image.norm, mean=parts.image.mean, std=parts.image.std)
-    own = dataclasses.replace(
-        config, pool=parts.pool if parts else config.pool, image=image, pool_init="fresh", pool_base=None, weights=None
-    )
+            known = open_clip.get_model_config(config.name)
+            pool = from_open_clip(known, config.name).pool if known else None
+        require(
+            pool is not None,
+            f"model.pool_init: preserve: {weights} does not say what head it was trained with; give model.pool_base",
+        )
+    own = dataclasses.replace(config, pool=pool, pool_init="fresh", pool_base=None, weights=None)
     trained = DualEncoder(own, sigmoid=sigmoid)
     load_open_clip_state_dict(trained, read_weights(weights, config.allow_pickle))
     return trained
 
 
-def _check_same_frame(config: ModelConfig, trained: ModelConfig) -> None:
-    """What stands around the head is as it was in training."""
-    for name in ("norm", "mean", "std", "projection"):
-        now, then = getattr(config.image, name), getattr(trained.image, name)
-        require(
-            now == then,
-            f"model.pool_init: preserve: model.image.{name} is {now}, but the weights were trained with {then}; set it",
+@torch.inference_mode()
+def _prove_equal(model: DualEncoder, trained: DualEncoder) -> None:
+    """Compares both towers on an image of noise and a text.
+
+    Raises:
+        ConfigError: they differ; the first option that is not the trained one's is named.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, *trained.image.size), dtype=torch.uint8, generator=generator)
+    text = trained.tokenizer(["a photo of a cat"])
+    training = model.training
+    model.eval()
+    trained.eval()
+    gaps = (
+        (model.encode_image(image) - trained.encode_image(image)).abs().max(),
+        (model.encode_text(text) - trained.encode_text(text)).abs().max(),
+    )
+    model.train(training)
+    gap = float(max(gaps))
+    if gap > TOLERANCE:
+        now, then = (
+            {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
+        )
+        # Fields before entries of `args`, which may be left out where they are a default.
+        found = sorted(differences(now, then).items(), key=lambda item: ".args" in item[0])
+        named = [f"model.{key} is {here}, was {there}" for key, (here, there) in found]
+        raise ConfigError(
+            f"model.pool_init: preserve: embeddings differ by {gap:.2g} from the trained model's before any training: "
+            f"{named[0] if named else 'some option of model.image or model.text is another'}"
         )
 
 
@@ -113,7 +143,9 @@ def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
         ConfigError: parameters that have no counterpart, or another shape; the first is named.
     """
     expected, graft = model.state_dict(), model.image.graft
-    keep_head = graft is not None or model.config.pooling == trained.config.pooling
+    heads = num_heads(model.image.trunk)
+    same = model.config.pooling.meaning(heads) == trained.config.pooling.meaning(heads)
+    keep_head = graft is not None or (same and trained.image.graft is None)
     found: StateDict = {}
     for name, value in trained.state_dict().items():
         fits = name in expected and expected[name].shape == value.shape
@@ -124,7 +156,11 @@ def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
             found[name] = _widened(value, graft.columns, model.image.pool.out_dim)
         elif name == _PROJECTION and not fits and not keep_head:
             LOG.info("the projection starts anew: the new head's output has another width than the trained one's")
-        elif fits or not name.startswith(_OPTIONAL):
+        elif name.startswith(_AUXILIARY):
+            if keep_head:
+                place, _, rest = name.removeprefix(_AUXILIARY).partition(".")
+                found[f"{_AUXILIARY}{int(place) + (graft.auxiliary if graft else 0)}.{rest}"] = value
+        elif fits or name != "logit_bias":
             found[name] = value
     for name, value in found.items():
         if name not in expected:
@@ -133,7 +169,9 @@ def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
             raise ConfigError(
                 f"model.weights: {name!r} has shape {tuple(value.shape)}, the model's is {tuple(expected[name].shape)}"
             )
-    missing = [n for n in expected if n not in found and not n.startswith((_HEAD, _PROJECTION, *_OPTIONAL))]
+    missing = [
+        n for n in expected if n not in found and not n.startswith((_HEAD, _PROJECTION, _AUXILIARY, "logit_bias"))
+    ]
     if missing:
         raise ConfigError(f"model.weights: nothing for {missing[0]!r} ({len(missing)} missing)")
     model.load_state_dict(found, strict=False)

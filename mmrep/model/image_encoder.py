@@ -10,7 +10,7 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ImageConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.model.seeding import seeded
-from mmrep.model.trunk import build_trunk, has_class_token, image_size, num_heads, stage_blocks, walk
+from mmrep.model.trunk import build_trunk, check_stages, has_class_token, image_size, num_heads, stage_blocks, walk
 from mmrep.pooling import Pooled, Tokens
 from mmrep.pooling.preserve import graft
 from mmrep.pooling.registry import build_configured
@@ -80,6 +80,8 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"model.pool {pool.name!r} needs the whole patch grid: set model.image.patch_dropout to 0"
             )
+        if self.pool.stages:
+            check_stages(self.trunk)
         if self.norm_after and self.pool.out_dim != self.width:
             raise ConfigError(
                 f"model.image.norm 'after' needs a head as wide as the trunk ({self.width}); "
@@ -151,7 +153,7 @@ class ImageEncoder(nn.Module):
         # Heads make auxiliary embeddings in training mode only.
         auxiliary = (
             projection(self.norm(x) if self.norm_after else x)
-            for projection, x in zip(self.auxiliary_projections, pooled.auxiliary, strict=False)
+            for projection, x in zip(self.auxiliary_projections, pooled.auxiliary, strict=self.training)
         )
         return Pooled(self.project(pooled.embedding), tuple(auxiliary))
 

@@ -17,6 +17,7 @@ from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.presets import from_open_clip
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 FORMAT = 1
 HUB = "hf-hub:"
 
@@ -98,7 +99,7 @@ def load(
             folder = folder / "final"
     if (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
         model = _load_own(folder)
-    elif (folder / "open_clip_config.json").exists():
+    elif (folder / OPEN_CLIP_CONFIG).exists():
         model = _load_open_clip(folder, allow_pickle)
     else:
         raise ConfigError(
@@ -127,7 +128,7 @@ def _load_own(folder: Path) -> DualEncoder:
 
 
 def _load_open_clip(folder: Path, allow_pickle: bool) -> DualEncoder:
-    content = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     named = content.get("model_cfg", content)
     config = complete_open_clip(named, folder.name, content.get("preprocess_cfg") or {})
     model = DualEncoder(config, sigmoid=named.get("init_logit_bias") is not None)

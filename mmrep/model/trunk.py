@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from mmrep.config.checks import ConfigError
 from mmrep.model.seeding import seed_vit, seeded
 
+WALKED = (VisionTransformer, Eva)
+"""Families walked block by block; others give their last tokens only."""
+
 
 def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) -> tuple[Any, nn.Module]:
     """A timm trunk without pooling and head, and its final norm, taken out of it.
@@ -103,11 +106,11 @@ def walk(
         ConfigError: patches dropped on a trunk with rotary embeddings, or patches dropped or stages asked of a family
             walked whole.
     """
-    if not isinstance(trunk, VisionTransformer | Eva):
+    if not isinstance(trunk, WALKED):
         if kept is not None:
             raise ConfigError(f"model.image.patch_dropout: not supported for {type(trunk).__name__}")
         if stages:
-            raise ConfigError(f"model.pool: heads that read several stages are not supported on {type(trunk).__name__}")
+            check_stages(trunk)
         return trunk.forward_features(images), ()
     x, rope = trunk._pos_embed(trunk.patch_embed(images)), None
     if isinstance(trunk, Eva):
@@ -126,6 +129,19 @@ def walk(
         if i in stages:
             after.append(x)
     return x, tuple(after)
+
+
+def check_stages(trunk: Any) -> None:
+    """Refuses to read earlier blocks' tokens of a family walked whole.
+
+    Raises:
+        ConfigError: the trunk is of such a family.
+    """
+    if not isinstance(trunk, WALKED):
+        raise ConfigError(
+            f"model.pool: heads that read several stages are not supported on {type(trunk).__name__}; set the head's "
+            "stages to 0, or choose a VisionTransformer or Eva as model.image.trunk"
+        )
 
 
 def stage_blocks(depth: int, stages: int) -> tuple[int, ...]:

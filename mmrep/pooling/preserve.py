@@ -14,13 +14,15 @@ class Graft(NamedTuple):
 
     Attributes:
         head: the new head.
-        prefix: of the trained head's parameters among those of `head`; None: it had none worth keeping.
+        prefix: of the trained head's parameters among those of `head`.
         columns: of the embedding, which are the trained head's; the projection of all others starts at zero.
+        auxiliary: number of auxiliary embeddings before the trained head's own.
     """
 
     head: PoolingHead
     prefix: str
     columns: slice
+    auxiliary: int = 0
 
 
 def graft(pool: PoolConfig, base: PoolConfig, dim: int, num_heads: int | None) -> Graft:
@@ -42,16 +44,17 @@ def graft(pool: PoolConfig, base: PoolConfig, dim: int, num_heads: int | None) -
         ConfigError: the heads read different numbers of stages.
     """
     head, old = (build_configured(each, dim, num_heads) for each in (pool, base))
-    if (pool.name, pool.args) == (base.name, base.args):
+    if pool.meaning(num_heads) == base.meaning(num_heads):
         return Graft(head, "", slice(0, head.out_dim))
     if base.name == "avg" and isinstance(head, GGeM) and head.negatives != "clamp" and pool.name in ("gem", "ggem"):
         head.set_exponents(1.0)
         return Graft(head, "", slice(0, head.out_dim))
     if isinstance(head, Concat):
-        parts = [(part.name, part.args) for part in ConcatArgs(**pool.args).parts]
-        if (base.name, base.args) in parts:
-            place = parts.index((base.name, base.args))
+        parts = [part.meaning(num_heads) for part in ConcatArgs(**pool.args).parts]
+        if base.meaning(num_heads) in parts:
+            place = parts.index(base.meaning(num_heads))
             start = 0 if place == 0 else head.out_dim - old.out_dim
-            return Graft(head, f"heads.{place}.", slice(start, start + old.out_dim))
+            auxiliary = 0 if place == 0 else len(head.auxiliary_dims) - len(old.auxiliary_dims)
+            return Graft(head, f"heads.{place}.", slice(start, start + old.out_dim), auxiliary)
     kept = slice(0, old.out_dim)
     return Graft(Gated(old, head) if head.out_dim == old.out_dim else Concat((old, head)), "heads.0.", kept)

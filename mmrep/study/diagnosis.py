@@ -3,7 +3,10 @@
 import hashlib
 import json
 import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,11 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
     found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
     content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
     if wanted.pictures:
-        _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
-        content["maps"] = MAPS
+        try:
+            _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
+            content["maps"] = MAPS
+        except (MmrepError, RuntimeError) as error:
+            LOG.warning("no pictures of patch weights: %s", error)
     return content
 
 
@@ -65,7 +71,7 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
     about = f"{summary['model_digest']} {wanted} {config.evaluation.sets[0]} {len(evalset.samples)}"
     key = hashlib.sha256(about.encode()).hexdigest()
     place = folder / DIAGNOSTICS
-    if place.is_file():
+    with suppress(OSError, ValueError):
         before = json.loads(place.read_text(encoding="utf-8"))
         if before.get("key") == key:
             return before
@@ -74,7 +80,9 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
     content = {"schema": 1, "key": key, **_measure(model, evalset, config)}
     content["exponents"] = {**exponents_over_training(folder)._asdict(), "final": current_exponents(model)}
     text = json.dumps(content, indent=1)
-    place.write_text(text + "\n", encoding="utf-8")
+    aside = place.with_name(f".writing-{place.name}")
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(place)
     return json.loads(text)
 
 
@@ -91,25 +99,29 @@ def _measure(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
         "variance": lambda: _watched(model, VarianceMeter(model), few, batch),
         "dead_units": lambda: _watched(model, DeadUnitMeter(model), few, batch),
         "dependence": lambda: group_dependence(
-            sample_tokens(model, _images(few, model, batch)), channel_groups(model)
+            sample_tokens(model, _images(few, model, batch)), channel_groups(model, of_head=False)
         )._asdict(),
         "patch_weights": lambda: _weights(model, few, batch),
         "removal": lambda: _removal(model, more, config),
-        "resolution": lambda: _resolution(model, more, config),
     }
     content: dict[str, Any] = {"images": len(few.samples), "accuracy_images": len(more.samples), "left_out": {}}
+    for size in _sizes(model, wanted):
+        parts[f"resolution {size[0]} × {size[1]}"] = partial(_resolution, model, size, more, config)
     for name, measure in parts.items():
         try:
             content[name] = measure()
-        except MmrepError as error:
-            content[name], content["left_out"][name] = None, str(error)
+        except (MmrepError, RuntimeError) as error:
+            # A study is not lost for want of a measurement: RuntimeError is what torch raises, out of memory too.
+            content[name], content["left_out"][name] = None, " ".join(str(error).split())
+    points = [content.pop(name) for name in parts if name.startswith("resolution")]
+    content["resolution"] = [point for point in points if point]
     return content
 
 
 def _spread(evalset: EvalSet, count: int) -> EvalSet:
-    """At most so many samples of a set, evenly spread over it."""
+    """At most so many samples of a set, drawn at random, always the same: classes may come in turn or in blocks."""
     total = len(evalset.samples)
-    rows = range(total) if count >= total else [i * total // count for i in range(count)]
+    rows = range(total) if count >= total else sorted(random.Random(0).sample(range(total), count))  # noqa: S311  # no secret
     return evalset._replace(samples=[evalset.samples[row] for row in rows])
 
 
@@ -144,19 +156,21 @@ def _removal(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
     return accuracy_under_removal(batches, class_predictor(model, classes))._asdict()
 
 
-def _resolution(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> list[dict[str, Any]]:
-    wanted: DiagnosticsConfig = config.study.diagnostics
-    patch = model.image.trunk.patch_embed.patch_size[0]
-    sizes = wanted.sizes
-    if sizes is None:
-        side = model.image.size[0] // patch
-        sizes = sorted({max(1, side * part // 4) * patch for part in (3, 4, 5, 6)})
+def _sizes(model: DualEncoder, wanted: DiagnosticsConfig) -> list[tuple[int, int]]:
+    """Rows and columns of the images to evaluate on again."""
+    if wanted.sizes is not None:
+        return [(size, size) for size in wanted.sizes]
+    grid, patch = model.image.grid, model.image.trunk.patch_embed.patch_size
+    scaled = {tuple(max(1, side * part // 4) for side in grid) for part in (3, 4, 5, 6)}
+    return sorted((rows * patch[0], columns * patch[1]) for rows, columns in scaled)
 
+
+def _resolution(model: DualEncoder, size: tuple[int, int], evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
     def accuracy(other: DualEncoder) -> float:
         result = evaluate({"model": other}, [evalset], config.evaluation)[0]
         return result.evaluation.metrics[PRIMARY[evalset.task]]
 
-    return [point._asdict() for point in over_resolution(model, sizes, accuracy)]
+    return over_resolution(model, [size], accuracy)[0]._asdict()
 
 
 def _draw(runs: Sequence[PlannedRun], evalset: EvalSet, count: int, folder: Path) -> None:

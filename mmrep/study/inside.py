@@ -66,7 +66,7 @@ def _percent(value: float | None) -> str:
 
 
 def _overview(runs: dict[str, Runs], found: dict[str, Any]) -> Section:
-    images = _first(runs, "images")
+    images, floor = _first(runs, "images"), _show((_first(runs, "dependence") or {}).get("floor"), "{:.3f}")
     rows = [["pool", "patches that count %", "MLP units off %", "dead %", "r between", "r within", "HSIC"]]
     for pool, each in runs.items():
         rows.append(
@@ -83,8 +83,9 @@ def _overview(runs: dict[str, Runs], found: dict[str, Any]) -> Section:
     remark = (
         f"On {images} images of {found['dataset']}. Patches that count: (Σ|w|)² / (N Σw²) of the patch weights w, 100% "
         "if all weigh the same. Off: pre-activations of the trunk's MLPs that are ≤ 0; dead: units ≤ 0 on every token. "
-        "r: mean absolute correlation of channels of different groups, and within a group; HSIC: between groups "
-        "(normalised, RBF kernel), 0 if independent."
+        "r: mean absolute correlation of channels of different groups, and within a group, where the groups are the "
+        f"channels of one attention head of the trunk each, for all pools alike ({floor} expected of independent "
+        "channels); HSIC: between groups (normalised, RBF kernel), 0 if independent."
     )
     return Section("Inside the models", remark, rows, short=True)
 
@@ -131,14 +132,14 @@ def _spaced(count: int, wanted: int) -> list[int]:
 
 
 def _removal(runs: dict[str, Runs], found: dict[str, Any]) -> Section:
-    rows = [["pool", f"{found['metric']} %", "without the salient part", "without as many pixels elsewhere"]]
+    rows = [["pool", f"{found['metric']} %", "without the salient part", "with such a box elsewhere", "overlap %"]]
     for pool, each in runs.items():
-        values = [_mean(each, "removal", key) for key in ("whole", "salient", "control")]
+        values = [_mean(each, "removal", key) for key in ("whole", "salient", "control", "overlap")]
         if None not in values:
             rows.append([pool, *map(_percent, values)])
     remark = (
         "The salient part is the one that the set's masks show; the box around it gets the median colour of the rest. "
-        "Elsewhere: a box of that size moved to where it covers least of it."
+        "Elsewhere: the same box moved to where it covers least of it; overlap: how much of it that still covers."
     )
     return Section("Without the salient part", remark, rows, short=True)
 

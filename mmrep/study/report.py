@@ -97,6 +97,11 @@ def remarks(results: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(f"Not paired, so no differences: {results['unpaired_because']}.")
+    if results.get("preserved"):
+        lines.append(
+            f"All heads started equal to the model in {results['preserved']} (model.pool_init: preserve). Those that "
+            "can't equal its head by themselves keep it as a part, beside a gate or side by side."
+        )
     patches = results.get("patch_tokens")
     if patches is not None and patches < FEW_PATCHES:
         lines.append(

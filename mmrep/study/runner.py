@@ -49,13 +49,19 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
         train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
     results = gather(config, runs)
     if distributed.rank() == 0:
+        write_study(folder, results)
         try:
             results["diagnostics"] = diagnose(config, runs)
         except KeyboardInterrupt as stop:
             raise Stopped(f"interrupted after the last run; continue with:\n  {resume_command}") from stop
-        (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        write_report(folder, results)
+        write_study(folder, results)
     return results
+
+
+def write_study(folder: Path, results: dict[str, Any]) -> None:
+    """Writes results.json and report.md."""
+    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_report(folder, results)
 
 
 def _check_pool(run: PlannedRun) -> None:
@@ -85,7 +91,7 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
         )
         initial = json.loads((place / INITIAL).read_text(encoding="utf-8"))
         evidence[run.pool, run.seed] = (summary["batches"], initial)
-    obstacle = unpaired(evidence)
+    obstacle = unpaired(evidence, config.model.pool_init == "preserve")
     if obstacle:
         LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
     baseline = config.study.reference
@@ -101,6 +107,7 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
         "confidence": config.study.confidence,
         "batches": {str(seed): batches for (_, seed), (batches, _) in evidence.items()},
         "patch_tokens": _patch_tokens(runs[0]),
+        "preserved": config.model.weights if config.model.pool_init == "preserve" else None,
         "mmrep": __version__,
     }
 
@@ -113,23 +120,28 @@ def _patch_tokens(run: PlannedRun) -> int | None:
     return None
 
 
-def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]]) -> str:
+def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], preserve: bool = False) -> str:
     """Why runs of one seed did not see the same batches or did not start equal where they share a parameter; empty
     if they did.
 
     Args:
         evidence: by head and seed, the digest of all batches and the digests of all initial parameters (shape first).
+        preserve: whether the heads were grafted onto a trained one, so that projections start at zero where a head
+            has new columns.
     """
-    first: dict[int, str] = {}
+    own = ("image.pool.", "image.projection.", "image.auxiliary_projections.") if preserve else ("image.pool.",)
+    seen: dict[int, tuple[str, str]] = {}
+    first: dict[tuple[int, str, str], tuple[str, str]] = {}
     for (pool, seed), (batches, initial) in evidence.items():
-        reference = first.setdefault(seed, pool)
-        batches_then, initial_then = evidence[reference, seed]
+        reference, batches_then = seen.setdefault(seed, (pool, batches))
         if batches != batches_then:
             return f"{pool} and {reference} of seed {seed} saw other batches ({batches}, {batches_then})"
-        for name in initial.keys() & initial_then.keys():
-            shape, digest = initial[name].rsplit(" ", 1)
-            shape_then, digest_then = initial_then[name].rsplit(" ", 1)
-            if shape == shape_then and digest != digest_then and not name.startswith("image.pool."):
+        for name, value in initial.items():
+            if name.startswith(own):
+                continue
+            shape, digest = value.rsplit(" ", 1)
+            reference, digest_then = first.setdefault((seed, name, shape), (pool, digest))
+            if digest != digest_then:
                 return f"{pool} and {reference} of seed {seed} started with other values of {name}"
     return ""
 

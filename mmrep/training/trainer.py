@@ -23,7 +23,7 @@ from mmrep.pooling.gem import exponents_of
 from mmrep.training.build import Run, build_run
 from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
-from mmrep.training.output import SUMMARY
+from mmrep.training.output import METRICS, SUMMARY
 from mmrep.training.signals import Stopped, StopSignal
 
 LOG = logging.getLogger("mmrep")
@@ -210,13 +210,21 @@ def finish(run: Run) -> None:
 
 def costs(run: Run, peak_mb: float) -> dict[str, float]:
     """What the run's model costs; see `mmrep.training.costs`."""
+    # A run resumed after its last step has no rates of its own.
+    rates = run.tracker.rates or logged_rates(run.folder / METRICS)
     return {
         "params": count_parameters(run.model),
         "gmacs": round(image_gmacs(run.model), 6),
-        "pairs_per_s": round(statistics.median(run.tracker.rates), 2),
+        "pairs_per_s": round(statistics.median(rates), 2) if rates else 0.0,
         "images_per_s": round(images_per_second(run.model, run.config.evaluation.batch_size), 2),
         "peak_mb": round(peak_mb, 1),
     }
+
+
+def logged_rates(metrics: Path) -> list[float]:
+    """Pairs per second at every logged step of a metrics file."""
+    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [record["pairs_per_s"] for record in records if "pairs_per_s" in record]
 
 
 def describe(run: Run) -> dict[str, Any]:

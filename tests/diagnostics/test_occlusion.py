@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import colour_samples, png, write_tar
 from torch import Tensor
 
@@ -61,21 +62,48 @@ def test_the_control_never_shows_the_colour_of_the_salient_part() -> None:
 
 
 def test_the_control_is_the_same_shape_elsewhere() -> None:
-    mask = rectangle(slice(2, 5), slice(3, 6))
-    control = control_masks(mask)
-    assert control.sum() == 9 and not (control & mask).any()
-    assert torch.equal(control, mask.roll((4, 4), (1, 2)))
+    mask = rectangle(slice(2, 4), slice(3, 6))
+    assert torch.equal(control_masks(mask), rectangle(slice(6, 8), slice(0, 3)))
 
 
-def test_no_shift_overlaps_less() -> None:
-    masks = (
-        torch.rand(6, 7, 9, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.05, 0.9, 6)[:, None, None]
-    )
-    found = (control_masks(masks) & masks).sum((1, 2))
-    for mask, overlap in zip(masks, found, strict=True):
-        least = min(int((mask & mask.roll((i, j), (0, 1))).sum()) for i in range(7) for j in range(9))
-        assert overlap == least
-    assert torch.equal(control_masks(masks).sum((1, 2)), masks.sum((1, 2)))
+def test_the_control_of_a_box_is_one_box_of_its_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.rand(200, 2, 2, generator=generator).mul(torch.tensor([9, 12])).long().sort(1).values
+    at = [torch.arange(n).expand(200, n) for n in (9, 12)]
+    rows, columns = ((x >= ends[:, 0, i, None]) & (x <= ends[:, 1, i, None]) for i, x in enumerate(at))
+    masks = rows[:, :, None] & columns[:, None, :]
+    control = control_masks(masks)
+    assert torch.equal(bounding_boxes(control, margin=0), control)
+    for dim in (1, 2):
+        assert torch.equal(control.any(dim).sum(1), masks.any(dim).sum(1))
+
+
+def moved(mask: Tensor, rows: int, columns: int) -> Tensor:
+    """The mask after a shift, in which pixels that leave the image are lost."""
+    height, width = mask.shape
+    padded = F.pad(mask, (width, width, height, height))
+    return padded[height - rows : 2 * height - rows, width - columns : 2 * width - columns]
+
+
+def test_no_shift_inside_the_image_overlaps_less_or_as_little_from_farther() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(40, 7, 9, generator=generator) < torch.linspace(0.05, 0.9, 40)[:, None, None]
+    for mask, top, left in zip(masks, torch.arange(40) % 4, torch.arange(40) % 5, strict=True):
+        mask[:top], mask[:, :left], mask[6:], mask[:, 7:] = False, False, False, False
+    shifts = [(i, j) for i in range(-6, 7) for j in range(-8, 9)]
+    for mask, control in zip(masks, control_masks(masks), strict=True):
+        places = [(moved(mask, i, j), abs(i) + abs(j)) for i, j in shifts]
+        inside = [(int((mask & place).sum()), -far, place) for place, far in places if place.sum() == mask.sum()]
+        least = min(score[:2] for score in inside)
+        assert any(torch.equal(control, place) for *score, place in inside if tuple(score) == least)
+
+
+def test_a_mask_without_room_stays_and_overlaps() -> None:
+    images, labels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    cross = rectangle(slice(2, 3), slice(0, 8)) | rectangle(slice(0, 8), slice(5, 6))
+    assert torch.equal(control_masks(cross), cross)
+    for mask, overlap in ((cross, 1.0), (rectangle(slice(2, 6), slice(2, 6)), 4 / 16)):
+        assert accuracy_under_removal([(images, mask, labels)], corner_reader, boxes=False).overlap == overlap
 
 
 def corner_reader(images: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_open_clip_folders_are_preserved_too(tiny: Build, tmp_path: Path) -> Non
     new = {"weights": str(tmp_path / "theirs"), "pool_init": "preserve"}
     model = tiny("cap", image={"args": args, "norm": "after"}, **new).eval()
     torch.testing.assert_close(model.encode_image(IMAGES), before.encode_image(IMAGES), rtol=0, atol=1e-6)
-    with pytest.raises(ConfigError, match=r"model.image.norm is before, but the weights were trained with after"):
+    with pytest.raises(ConfigError, match=r"embeddings differ by .* model.image.norm is before, was after"):
         tiny("cap", image={"args": args}, **new)
 
 
@@ -149,3 +149,52 @@ def test_a_swapped_head_is_not_exported_as_what_it_is_named(
     model = tiny("avg", weights=str(trained["cls"]), pool_init="preserve")
     with pytest.raises(ConfigError, match="swapped onto"):
         export(model, tmp_path / "out")
+
+
+def test_weights_without_a_config_need_the_name_of_their_head(tiny: Build, tmp_path: Path) -> None:
+    before = tiny("avg", seed=3, image={"norm": "after"}).eval()
+    export(before, tmp_path / "theirs")
+    file = {"weights": str(tmp_path / "theirs" / "open_clip_model.safetensors"), "image": {"norm": "after"}}
+    with pytest.raises(ConfigError, match=r"does not say what head it was trained with; give model.pool_base"):
+        tiny("max", **file, pool_init="preserve")
+    model = tiny("max", **file, pool_init="preserve", pool_base="avg").eval()
+    torch.testing.assert_close(model.encode_image(IMAGES), before.encode_image(IMAGES), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", [{"text": {"heads": 1}}, {"image": {"args": {"img_size": 16, "patch_size": 4,
+    "embed_dim": 32, "depth": 2, "num_heads": 4}}}, {"image": {"mean": (0.0, 0.0, 0.0)}}])  # fmt: skip
+def test_what_changes_the_function_but_no_shape_is_noticed(
+    tiny: Build, trained: dict[str, Path], field: dict[str, Any]
+) -> None:
+    tiny("max", weights=str(trained["avg"]), **field)
+    with pytest.raises(ConfigError, match=r"embeddings differ by .* before any training: model\.(text|image)\..* was"):
+        tiny("max", weights=str(trained["avg"]), pool_init="preserve", **field)
+
+
+def test_a_wrong_base_is_refused(tiny: Build, trained: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="model.pool_base is 'max', but .* was trained with 'avg'"):
+        tiny("map", weights=str(trained["avg"]), pool_init="preserve", pool_base="max")
+
+
+def test_a_head_is_the_same_however_it_is_spelled(tiny: Build, tmp_path: Path) -> None:
+    before = tiny("ggem", seed=1)
+    before.image.pool.set_exponents(6.5)
+    save_model(before, tmp_path)
+    for args in ({"groups": 2}, {"lr_scale": 5.0}, {"learn": False}):
+        for pool_init in ("fresh", "preserve"):
+            model = tiny({"name": "ggem", "args": args}, weights=str(tmp_path), pool_init=pool_init)
+            assert torch.equal(model.image.pool.log_exponent, before.image.pool.log_exponent)
+
+
+def test_the_projection_of_the_mean_token_goes_with_its_head(tiny: Build, trained: dict[str, Path]) -> None:
+    heads = [{"name": "mcap", "args": {"tokens": 1}}, BASES["mcap"]]
+    model = tiny({"name": "concat", "args": {"heads": heads}}, weights=str(trained["mcap"]), pool_init="preserve")
+    old = mmrep.load(trained["mcap"]).image.auxiliary_projections[0].weight
+    assert [torch.equal(each.weight, old) for each in model.image.auxiliary_projections] == [False, True]
+    assert len(model.image(IMAGES).auxiliary) == 2
+
+
+def test_a_swapped_head_leaves_a_fresh_one_alone(tiny: Build, trained: dict[str, Path], tmp_path: Path) -> None:
+    save_model(tiny("cap", weights=str(trained["avg"]), pool_init="preserve"), tmp_path)
+    model = tiny("cap", weights=str(tmp_path))
+    assert torch.equal(model.image.trunk.pos_embed, mmrep.load(tmp_path).image.trunk.pos_embed)

@@ -15,6 +15,7 @@ from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.data.scenes import Split, encode_png, scene
+from mmrep.evaluation.sets import EvalSet
 from mmrep.study import diagnosis
 from mmrep.study.diagnosis import DIAGNOSTICS, MAPS
 from mmrep.study.inside import left_out, sections
@@ -82,14 +83,15 @@ def test_measured_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_can_not_be_measured_is_said(recipe: Recipe) -> None:
-    results = compare(study(recipe, sizes=[10], pictures=0), "")
+    results = compare(study(recipe, sizes=[10, 16], pictures=0), "")
     (masks, size) = left_out(results)
     assert "have no mask.png" in masks
     assert "expected multiples of the patch size (4, 4)" in size
     report = (Path(study(recipe).output_dir) / "report.md").read_text()
     assert f"Not measured: {masks}." in report
     assert MAPS not in report
-    assert [section.title for section in sections(results)][-1] == "Exponents over training"
+    assert [section.title for section in sections(results)][-1] == "Over resolution and latency"
+    assert sections(results)[-1].rows[0] == ["pool", "16 px"]
 
 
 def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
@@ -117,3 +119,57 @@ def test_interruption_says_how_to_go_on(recipe: Recipe, monkeypatch: pytest.Monk
     monkeypatch.setattr(diagnosis, "_measure", interrupt)
     with pytest.raises(Stopped, match="mmrep compare --again"):
         compare(study(recipe), "mmrep compare --again")
+
+
+def test_a_failure_inside_costs_no_study(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory,\nsadly")
+
+    monkeypatch.setattr(diagnosis, "patch_weights", fail)
+    results = compare(study(recipe), "")
+    assert "out of memory, sadly" in left_out(results)
+    assert "maps" not in results["diagnostics"]
+    assert len(results["differences"]) > 0
+
+
+def test_a_half_written_file_is_measured_again(recipe: Recipe) -> None:
+    config = study(recipe, images=4)
+    first = compare(config, "")
+    place = Path(config.output_dir) / "runs" / "avg-0" / DIAGNOSTICS
+    place.write_text(place.read_text()[:40])
+    again = compare(config, "")
+    runs = [results["diagnostics"]["runs"]["avg-0"] for results in (first, again)]
+    assert runs[0]["variance"] == runs[1]["variance"]
+    assert json.loads(place.read_text())["key"] == runs[0]["key"]
+
+
+def test_samples_are_drawn_over_all_classes() -> None:
+    labels = [i % 64 for i in range(1280)]
+    evalset = EvalSet("x", "zeroshot", [(None, i) for i in range(1280)], "cls", [], [])  # type: ignore[misc, list-item]
+    for count in (320, 640, 1000):
+        rows = [row for _, row in diagnosis._spread(evalset, count).samples]
+        assert len(rows) == count == len(set(rows))
+        assert len({labels[row] for row in rows}) > 60
+        assert max(rows) > 1200
+    assert diagnosis._spread(evalset, 2000) == evalset
+
+
+def test_numbers_stand_in_the_columns_that_name_them() -> None:
+    run = {
+        "images": 4, "accuracy_images": 4, "variance": None, "resolution": [], "left_out": {},
+        "patch_weights": {"effective_share": 0.25, "sum": 1.0},
+        "dead_units": {"overall_off_share": 0.5, "overall_dead_share": 0.125},
+        "dependence": {"between": 0.1, "within": 0.2, "hsic_rbf": 0.3, "floor": 0.01},
+        "removal": {"whole": 0.9, "salient": 0.1, "control": 0.8, "overlap": 0.05},
+        "exponents": {"steps": [], "min": [], "median": [], "max": []},
+    }  # fmt: skip
+    results = {
+        "runs": [{"pool": "avg", "seed": 0}],
+        "diagnostics": {"dataset": "x", "metric": "acc1", "runs": {"avg-0": run}},
+    }
+    overview, removal = sections(results)
+    assert dict(zip(*overview.rows, strict=True)) == {
+        "pool": "avg", "patches that count %": "25.0", "MLP units off %": "50.0", "dead %": "12.5",
+        "r between": "0.100", "r within": "0.200", "HSIC": "0.300",
+    }  # fmt: skip
+    assert removal.rows[1] == ["avg", "90.0", "10.0", "80.0", "5.0"]

@@ -126,6 +126,28 @@ def test_other_initial_values_are_noticed() -> None:
     )
 
 
+def test_every_pair_of_heads_is_compared() -> None:
+    wide, other = ({"image.projection.weight": f"(8, 4) {digest}"} for digest in ("aa", "bb"))
+    evidence = {("avg", 0): ("x", {"image.projection.weight": "(4, 4) cc"}), ("avgmax", 0): ("x", wide)}
+    assert unpaired({**evidence, ("concat", 1): ("x", other)}) == ""
+    assert (
+        unpaired({**evidence, ("concat", 0): ("x", other)})
+        == "concat and avgmax of seed 0 started with other values of image.projection.weight"
+    )
+
+
+def test_preserved_heads_may_have_their_zero_columns_in_other_places() -> None:
+    first, second = (
+        {"image.projection.weight": f"(8, 4) {digest}", "image.auxiliary_projections.0.weight": f"(8, 4) {digest}"}
+        for digest in ("aa", "bb")
+    )
+    evidence = {("a", 0): ("x", first), ("b", 0): ("x", second)}
+    assert unpaired(evidence, preserve=True) == ""
+    assert "other values of image.projection.weight" in unpaired(evidence)
+    moved = {("a", 0): ("x", {"image.norm.weight": "(4,) aa"}), ("b", 0): ("x", {"image.norm.weight": "(4,) bb"})}
+    assert "other values of image.norm.weight" in unpaired(moved, preserve=True)
+
+
 def test_results_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a study is finished when it is there"):
         read_results(tmp_path)

@@ -92,6 +92,18 @@ def test_resume_continues_exactly(recipe: Recipe) -> None:
     assert summaries[0]["model_digest"] == summaries[1]["model_digest"]
 
 
+def test_a_run_killed_in_its_last_evaluation_is_finished(recipe: Recipe) -> None:
+    config = recipe()
+    run = train(config, "")
+    before = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    train(resumed(config), "")
+    after = json.loads((run / "summary.json").read_text())
+    assert after["cost"]["pairs_per_s"] == pytest.approx(before["cost"]["pairs_per_s"], abs=0.02)
+    assert all(value > 0 for value in after["cost"].values())
+    assert (after["batches"], after["model_digest"]) == (before["batches"], before["model_digest"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint(recipe: Recipe, number: signal.Signals) -> None:
     whole = train(recipe("whole"), "")

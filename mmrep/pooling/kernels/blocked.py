@@ -105,7 +105,8 @@ def forward(
     """
     p = p.to(mean_dtype(x))
     limit, sums = _limit(p.dtype), None
-    if negatives == "clamp" and x.device.type == "cpu" and float(p.max()) * abs(math.log(eps)) < limit:
+    plain = negatives == "clamp" and x.device.type == "cpu" and len(x) > 0
+    if plain and float(p.max()) * abs(math.log(eps)) < limit:
         # With such exponents no value is too small for its plain power; whether one was too large is seen afterwards.
         sums = _mean_powers(x, p, eps, negatives, derivative, factored=False)
         low, high = sums.mean.aminmax()
@@ -213,7 +214,7 @@ def backward(
     factor = grad / x.shape[1]
     # Times a small gradient, too, a power must not become denormal: hence less than the forward pass's limit.
     limit = 0.6 * _limit(p.dtype)
-    if negatives == "clamp" and x.device.type == "cpu":
+    if negatives == "clamp" and x.device.type == "cpu" and len(x) > 0:
         log = pooled.log()
         if float((p - 1).abs().max()) * (abs(math.log(eps)) + float(log.abs().max())) < limit:
             _spread_clamped(gradient, x, p, factor.mul_(log.mul_(1 - p).exp_()), eps)

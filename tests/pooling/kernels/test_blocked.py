@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrep.pooling.kernels import Saved, blocked
+from mmrep.pooling.kernels.operation import power_mean
 
 NEGATIVES = ["clamp", "shift", "signed"]
 
@@ -43,6 +44,19 @@ def test_what_is_kept() -> None:
     assert derivative.shape == scale.shape == other.shape == (2, 5)
     pooled, saved = blocked.forward(x, p, 1e-6, "clamp", False)
     assert blocked.backward(pooled, x, p, pooled, saved, 1e-6, "clamp", (False, False)) == (None, None)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("exponent", [3.0, 100.0])
+def test_an_empty_batch_gives_an_empty_result(negatives: str, exponent: float) -> None:
+    x, p = torch.empty(0, 6, 5, requires_grad=True), torch.full((5,), exponent, requires_grad=True)
+    pooled = power_mean(x, p, 1e-6, negatives)
+    pooled.sum().backward()
+    assert pooled.shape == (0, 5)
+    assert x.grad is not None
+    assert p.grad is not None
+    assert x.grad.shape == x.shape
+    assert torch.equal(p.grad, torch.zeros(5))
 
 
 def test_tokens_are_only_read() -> None:
