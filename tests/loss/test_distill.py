@@ -198,7 +198,7 @@ def test_wrong_use_is_refused(change: dict[str, object], message: str) -> None:
     teacher, student, text = embeddings()
     arguments = {"teacher": teacher, "student": student, "text": text, "logit_scale": SCALE, **change}
     with pytest.raises(ValueError, match=message):
-        distillation_loss(**arguments)  # type: ignore[arg-type]
+        distillation_loss(**arguments)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, -0.5])
