@@ -33,6 +33,43 @@ def gather_ids(local: Int64[Tensor, " local"]) -> Int64[Tensor, " global"]:
     return torch.cat(parts)
 
 
+def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ width"]]:
+    """The rows of every process, by rank, on the CPU; their numbers may differ. No gradients.
+
+    Args:
+        local: on the CPU; goes through the device that the processes talk over.
+    """
+    if world_size() == 1:
+        return [local]
+    device = _device()
+    counts = gather_ids(torch.tensor([len(local)], device=device)).tolist()
+    padded = torch.zeros((max(counts), local.shape[1]), dtype=local.dtype, device=device)
+    padded[: len(local)] = local.to(device)
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[:count].cpu() for part, count in zip(parts, counts, strict=True)]
+
+
+def first_text(text: str) -> str:
+    """The text of the first process that has one; empty where none has."""
+    if world_size() == 1:
+        return text
+    device = _device()
+    data = torch.tensor(list(text.encode()), dtype=torch.int64, device=device)
+    lengths = gather_ids(torch.tensor([len(data)], device=device)).tolist()
+    owner = next((rank for rank, length in enumerate(lengths) if length), None)
+    if owner is None:
+        return ""
+    data = data if rank() == owner else torch.empty(lengths[owner], dtype=torch.int64, device=device)
+    dist.broadcast(data, owner)
+    return bytes(data.tolist()).decode()
+
+
+def _device() -> torch.device:
+    """Where tensors have to lie to pass between processes."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
     if world_size() == 1:

@@ -1,7 +1,12 @@
-"""Embeddings of a set's images and texts, each image decoded once for all models."""
+"""Embeddings of images and texts: every image decoded once for all models and views, every text encoded once.
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+Batches go round the processes in turn, whole. So each has the same samples whatever the number of processes, and so
+have the embeddings the same bits, where the hardware is the same.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,144 +14,145 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mmrep import distributed
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.data.decode import read_image
 from mmrep.data.loader import default_workers
 from mmrep.data.tar import DataError
-from mmrep.data.transforms import resize_center
-from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.records import Records
+from mmrep.evaluation.views import Centre, View
 from mmrep.model.dual_encoder import DualEncoder
 
-Size = tuple[int, int]
+Views = Mapping[Hashable, Tensor]
+"""Of a batch of images: (batch, 3, rows, columns) uint8 pixels under each view."""
 
 
-class _Item(NamedTuple):
-    """One image at every size asked for, with its label or captions."""
-
-    images: dict[Size, Tensor]
-    label: int
-    texts: list[str]
-
-
-class _Images(Dataset[_Item | DataError]):
-    def __init__(self, evalset: EvalSet, sizes: Sequence[Size]) -> None:
-        self.evalset = evalset
-        self.sizes = sizes
+class _Images(Dataset[dict[View, Tensor] | DataError]):
+    def __init__(self, records: Records, views: Sequence[View]) -> None:
+        self.records = records
+        self.views = views
 
     def __len__(self) -> int:
-        return len(self.evalset.samples)
+        return len(self.records)
 
-    def __getitem__(self, position: int) -> _Item | DataError:
-        index, row = self.evalset.samples[position]
+    def __getitem__(self, position: int) -> dict[View, Tensor] | DataError:
         try:
-            image = read_image(index, row)
-            images = {size: resize_center(image, size) for size in self.sizes}
-            if self.evalset.task == "zeroshot":
-                return _Item(images, self.evalset.label(position), [])
-            return _Item(images, -1, self.evalset.texts(position))
+            image = self.records.image(position)
         except DataError as error:
             return error
+        return {view: view(image, position) for view in self.views}
 
 
-class _Items(NamedTuple):
-    """A batch of images at every size, stacked: from a worker each tensor comes through a file descriptor."""
-
-    images: dict[Size, Tensor]
-    labels: list[int]
-    texts: list[list[str]]
-
-
-def _collate(items: list[_Item | DataError]) -> _Items | DataError:
+def _collate(items: list[dict[View, Tensor] | DataError]) -> dict[View, Tensor] | DataError:
+    """A batch stacked under every view: from a worker each tensor comes through a file descriptor."""
     for item in items:
         if isinstance(item, DataError):
             return item
-    good = [item for item in items if isinstance(item, _Item)]
-    images = {size: torch.stack([item.images[size] for item in good]) for size in good[0].images}
-    return _Items(images, [item.label for item in good], [item.texts for item in good])
+    good = [item for item in items if not isinstance(item, DataError)]
+    return {view: torch.stack([item[view] for item in good]) for view in good[0]}
 
 
-class Embedded(NamedTuple):
-    """A set as models see it.
-
-    Attributes:
-        images: for each model, the image embeddings, of unit length, on the CPU.
-        labels: of each image; empty for retrieval.
-        texts: the captions of each image; empty for zero-shot sets.
-    """
-
-    images: list[Float[Tensor, "images embed"]]
-    labels: list[int]
-    texts: list[list[str]]
+def centre_of(model: DualEncoder) -> Centre:
+    """The view that a model is evaluated on."""
+    return Centre(*model.image.size)
 
 
 def embed_set(
-    models: Sequence[DualEncoder], evalset: EvalSet, config: EvaluationConfig, quiet: bool = True
-) -> Embedded:
-    """The image embeddings of a set under every model.
+    models: Sequence[DualEncoder], records: Records, config: EvaluationConfig, name: str = "", quiet: bool = True
+) -> list[Float[Tensor, "images embed"]]:
+    """The image embeddings of a set under every model, of unit length, on the CPU.
 
     Args:
         models: in evaluation mode, on one device.
-        evalset: the set.
+        records: the images.
         config: batch size and workers.
+        name: of the set, for the progress bar.
         quiet: show no progress bar.
 
     Raises:
-        DataError: an image, label or caption that can't be read.
+        DataError: an image that can't be read.
     """
 
-    def encode(images: dict[Size, Tensor]) -> list[Tensor]:
-        return [model.encode_image(images[model.image.size].to(model.device)) for model in models]
+    def encode(views: Views) -> list[Tensor]:
+        return [model.encode_image(views[centre_of(model)].to(model.device)) for model in models]
 
-    return embed_images(encode, sorted({model.image.size for model in models}), evalset, config, quiet)
+    return embed_images(encode, sorted({centre_of(model) for model in models}), records, config, name, quiet)
 
 
 @torch.inference_mode()
 def embed_images(
-    encode: Callable[[dict[Size, Tensor]], list[Tensor]],
-    sizes: Sequence[Size],
-    evalset: EvalSet,
+    encode: Callable[[Views], list[Tensor]],
+    views: Sequence[View],
+    records: Records,
     config: EvaluationConfig,
+    name: str = "",
     quiet: bool = True,
-) -> Embedded:
+) -> list[Float[Tensor, "images embed"]]:
     """The image embeddings of a set under whatever makes several of each batch.
 
     Args:
-        encode: a batch of uint8 images on the CPU, at every size, to embeddings of unit length: each time as many
-            tensors, one for each entry of `Embedded.images`.
-        sizes: which `encode` reads.
-        evalset: the set.
+        encode: a batch of uint8 images on the CPU, under every view, to embeddings: each time as many tensors, one for
+            each entry of the result. Every process calls it equally often, as FSDP2 wants.
+        views: which `encode` reads.
+        records: the images.
         config: batch size and workers.
+        name: of the set, for the progress bar.
         quiet: show no progress bar.
 
+    Returns:
+        On the CPU, in the order of the records, on every process.
+
     Raises:
-        DataError: an image, label or caption that can't be read.
+        DataError: an image that can't be read, by any process.
     """
+    batches = _batches(len(records), config.batch_size)
     workers = default_workers(1) if config.workers is None else config.workers
+    own = [list(batch) for batch in _own(batches)]
     loader: DataLoader[Any] = DataLoader(
-        _Images(evalset, sizes), batch_size=config.batch_size, num_workers=workers, collate_fn=_collate
+        _Images(records, views), batch_sampler=own, num_workers=workers, collate_fn=_collate
     )
-    batches: list[list[Tensor]] = []
-    labels: list[int] = []
-    texts: list[list[str]] = []
-    for items in tqdm(loader, desc=evalset.name, unit="batch", disable=quiet, leave=False):
-        if isinstance(items, DataError):
-            raise items
-        batches.append([embeddings.cpu() for embeddings in encode(items.images)])
-        labels += items.labels if evalset.task == "zeroshot" else []
-        texts += items.texts if evalset.task == "retrieval" else []
-    return Embedded([torch.cat(parts) for parts in zip(*batches, strict=True)], labels, texts)
+    parts: list[list[Tensor]] = []
+    for pixels in tqdm(loader, desc=name, unit="batch", disable=quiet, leave=False):
+        error = distributed.first_text(str(pixels) if isinstance(pixels, DataError) else "")
+        if error:
+            raise DataError(error)
+        parts.append([embeddings.cpu() for embeddings in encode(pixels)])
+    return [_gathered(list(each), batches) for each in zip(*parts, strict=True)]
 
 
 @torch.inference_mode()
-def embed_texts(model: DualEncoder, texts: list[str], batch_size: int) -> Float[Tensor, "texts embed"]:
-    """Text embeddings of unit length on the CPU, in the order given.
+def embed_texts(model: DualEncoder, texts: Sequence[str], batch_size: int) -> Float[Tensor, "texts embed"]:
+    """Text embeddings of unit length on the CPU, in the order given, on every process.
 
     Texts are sorted by length first, so that batches are cut short; each distinct text is encoded once.
     """
     unique = sorted(set(texts), key=lambda text: (len(text), text))
+    batches = _batches(len(unique), batch_size)
     parts = []
-    for start in range(0, len(unique), batch_size):
-        tokens, _ = model.tokenizer.batch(unique[start : start + batch_size])
+    for batch in _own(batches):
+        tokens, _ = model.tokenizer.batch([unique[position] for position in batch])
         parts.append(model.encode_text(tokens.to(model.device)).cpu())
     rows = {text: row for row, text in enumerate(unique)}
-    return torch.cat(parts)[[rows[text] for text in texts]]
+    return _gathered(parts, batches)[[rows[text] for text in texts]]
+
+
+def _batches(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _own(batches: Sequence[range]) -> list[range]:
+    """This process's batches: every world-size-th, and where others have one more, the first batch once more."""
+    own = list(batches[distributed.rank() :: distributed.world_size()])
+    rounds = math.ceil(len(batches) / distributed.world_size())
+    return own + [batches[0]] * (rounds - len(own))
+
+
+def _gathered(parts: Sequence[Tensor], batches: Sequence[range]) -> Tensor:
+    """The rows of all batches in their order, from what each process made of its own."""
+    if distributed.world_size() == 1:
+        return torch.cat(list(parts))
+    world = distributed.world_size()
+    by_rank = []
+    for rank, rows in enumerate(distributed.gather_rows(torch.cat(list(parts)))):
+        sizes = [len(batch) for batch in batches[rank::world]]
+        by_rank.append(iter(rows[: sum(sizes)].split(sizes)))
+    return torch.cat([next(by_rank[i % world]) for i in range(len(batches))])

@@ -15,10 +15,11 @@ from mmrep.data.places import resolve_place
 from mmrep.data.shards import ShardIndex
 from mmrep.data.sources import Sample, Sources
 from mmrep.data.tar import DataError
+from mmrep.evaluation.records import Records, ShardRecords
 
 LOG = logging.getLogger("mmrep")
 
-Task = Literal["zeroshot", "retrieval"]
+Task = Literal["zeroshot", "retrieval", "instance", "pairs"]
 
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
@@ -28,33 +29,28 @@ class EvalSet(NamedTuple):
 
     Attributes:
         name: in results.
-        task: `zeroshot` or `retrieval`.
-        samples: shard and row of each image.
-        captions: `txt`, `json:KEY` or `cls`.
+        task: what its records hold: `zeroshot` (classes) or `retrieval` (captions), or what the set was made for
+            (`instance`, `pairs`).
+        records: images with labels or captions.
         classnames: for `zeroshot`, in the order of labels.
         templates: for `zeroshot`, with `{c}` for the class name.
+        multilabel: whether an image may have several classes.
+        tasks: what is asked, `task` alone if empty.
+        config: where the set was opened from; None for a validation split.
     """
 
     name: str
     task: Task
-    samples: list[tuple[ShardIndex, int]]
-    captions: str
+    records: Records
     classnames: list[str]
     templates: list[str]
-
-    def texts(self, position: int) -> list[str]:
-        """All captions of an image."""
-        index, row = self.samples[position]
-        return text_lines(index, row, self.captions)
-
-    def label(self, position: int) -> int:
-        """The class of an image."""
-        index, row = self.samples[position]
-        return class_label(index, row, len(self.classnames))
+    multilabel: bool = False
+    tasks: tuple[str, ...] = ()
+    config: SetConfig | None = None
 
     def keys(self) -> list[str]:
-        """A stable name for every image: shard and key."""
-        return [f"{index.path.name}/{index.keys[row].decode()}" for index, row in self.samples]
+        """A stable name for every image."""
+        return [self.records.key(position) for position in range(len(self.records))]
 
 
 def check_set(config: SetConfig) -> Path:
@@ -92,9 +88,10 @@ def open_set(config: SetConfig) -> EvalSet:
         index = load_index(path)
         samples += [(index, row) for row in range(len(index))]
     task = _task(config, folder)
+    tasks = tuple(task if each == "auto" else each for each in config.tasks)
     name = config.name or folder.resolve().name
     if task == "retrieval":
-        return EvalSet(name, "retrieval", samples, "txt", [], [])
+        return EvalSet(name, "retrieval", ShardRecords(samples, "txt"), [], [], tasks=tasks, config=config)
     classnames = read_lines(folder / CLASSNAMES, f"evaluation set {config.path}")
     twice = [name for name, count in Counter(classnames).items() if count > 1]
     if twice:
@@ -106,12 +103,13 @@ def open_set(config: SetConfig) -> EvalSet:
         all("{c}" in template for template in templates),
         f"evaluation set {config.path}: a template without {{c}} for the class name in {TEMPLATES}",
     )
-    return EvalSet(name, "zeroshot", samples, "cls", classnames, templates)
+    records = ShardRecords(samples, "cls", len(classnames))
+    return EvalSet(name, "zeroshot", records, classnames, templates, tasks=tasks, config=config)
 
 
 def _task(config: SetConfig, folder: Path) -> Task:
-    if config.task != "auto":
-        return config.task
+    if config.tasks[0] != "auto":
+        return "retrieval" if config.tasks[0] == "retrieval" else "zeroshot"
     kind = folder / "dataset_type.txt"
     return "retrieval" if kind.is_file() and kind.read_text(encoding="utf-8").strip() == "retrieval" else "zeroshot"
 
@@ -155,8 +153,9 @@ def validation_sets(sources: Sources, config: ValidationConfig, skip_bad: bool =
             EvalSet(
                 name="validation" if len(by_source) == 1 else f"validation_{i}",
                 task="zeroshot" if captioner.kind == "cls" else "retrieval",
-                samples=[(sample.shard, sample.row) for sample in samples],
-                captions=captioner.kind,
+                records=ShardRecords(
+                    [(sample.shard, sample.row) for sample in samples], captioner.kind, len(captioner.classnames)
+                ),
                 classnames=captioner.classnames,
                 templates=captioner.templates,
             )

@@ -1,5 +1,6 @@
 """Many sets, many models: results as JSON, per-sample outcomes as npz, one table."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,51 +10,55 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrep.config.checks import MmrepError, require
+from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.evaluation.embed import embed_set
+from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.retrieval import retrieval
 from mmrep.evaluation.sets import EvalSet
 from mmrep.evaluation.tables import align
-from mmrep.evaluation.zeroshot import zeroshot
+from mmrep.evaluation.tasks import TASK_FUNCTIONS
 from mmrep.model.dual_encoder import DualEncoder
 
 SCHEMA = 1
 
 
 class Result(NamedTuple):
-    """One model on one set."""
+    """One model at one task of one set."""
 
     model: str
     evalset: EvalSet
+    task: str
     evaluation: Evaluation
 
     def to_dict(self) -> dict[str, Any]:
         """As in results.json."""
-        return {
+        found = self.evaluation
+        content = {
             "model": self.model,
             "dataset": self.evalset.name,
-            "task": self.evalset.task,
-            "n": len(self.evalset.samples),
-            "metrics": self.evaluation.metrics,
-            "chance": self.evaluation.chance,
+            "task": self.task,
+            "n": len(self.evalset.records),
+            "metrics": {**found.metrics, **found.further},
+            "chance": found.chance,
         }
+        return content | {name: dict(part) for name in ("pessimistic", "details") if (part := getattr(found, name))}
 
 
 def evaluate(
     models: dict[str, DualEncoder], sets: Sequence[EvalSet], config: EvaluationConfig, quiet: bool = True
 ) -> list[Result]:
-    """Every model on every set; the images of a set are decoded once.
+    """Every model at every task of every set; the images of a set are decoded once.
+
+    All processes call it, and all get the same results.
 
     Args:
         models: by the name they have in the results.
         sets: what to evaluate on.
-        config: batch sizes, workers.
+        config: batch sizes, workers, tasks' options.
         quiet: show no progress bars.
 
     Raises:
-        ConfigError: two sets of one name.
+        ConfigError: two sets of one name, a task that does not fit its set.
         DataError: a sample that can't be read.
         MmrepError: embeddings that are not finite.
     """
@@ -62,17 +67,10 @@ def evaluate(
     results = []
     with _eval_mode(models.values()):
         for evalset in sets:
-            embedded = embed_set(list(models.values()), evalset, config, quiet)
-            for (name, model), images in zip(models.items(), embedded.images, strict=True):
-                if not images.isfinite().all():
-                    raise MmrepError(
-                        f"model {name}: its embeddings on {evalset.name} are not finite; did training diverge?"
-                    )
-                if evalset.task == "zeroshot":
-                    found = zeroshot(model, evalset, images, embedded.labels, config.text_batch_size)
-                else:
-                    found = retrieval(model, images, embedded.texts, config.text_batch_size)
-                results.append(Result(name, evalset, found))
+            context = Context(models, evalset, config, quiet)
+            for task in evalset.tasks or (evalset.task,):
+                found = TASK_FUNCTIONS[task](context)
+                results += [Result(name, evalset, task, each) for name, each in zip(models, found, strict=True)]
     return results
 
 
@@ -92,6 +90,8 @@ def _eval_mode(models: Iterable[DualEncoder]) -> Iterator[None]:
 def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
     """Writes `path` (JSON) and, beside it, outcomes/MODEL/DATASET.npz with what happened to every sample.
 
+    Tasks that are not a set's own, and tables, have their name after the set's.
+
     Args:
         results: of `evaluate`.
         path: the JSON file; its folder is made.
@@ -99,20 +99,31 @@ def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] |
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for result in results:
-        place = path.parent / "outcomes" / result.model.replace("/", "_") / f"{result.evalset.name}.npz"
-        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.parent / "outcomes" / result.model.replace("/", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        name = result.evalset.name + ("" if result.task == result.evalset.task else f".{result.task}")
         arrays: dict[str, Any] = {"keys": np.array(result.evalset.keys()), **result.evaluation.outcomes}
-        np.savez_compressed(place, **arrays)
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
+        for table_name, rows in result.evaluation.tables.items():
+            with (folder / f"{name}.{table_name}.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(rows)
     content = {"schema": SCHEMA, "results": [result.to_dict() for result in results], **(about or {})}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results as lines of text: percentages, chance in brackets."""
-    rows = [("model", "dataset", "n", "metric", "%", "chance %")]
+    """Results as lines of text: shares as percentages, ranks as they are, beside them chance and what ties may cost."""
+    rows = [["model", "dataset", "task", "n", "metric", "value", "chance", "worst ties"]]
     for result in results:
-        for metric, value in result.evaluation.metrics.items():
-            chance = result.evaluation.chance[metric]
-            n = str(len(result.evalset.samples))
-            rows.append((result.model, result.evalset.name, n, metric, f"{100 * value:.2f}", f"{100 * chance:.2f}"))
+        found = result.evaluation
+        about = [result.model, result.evalset.name, result.task, str(len(result.evalset.records))]
+        for metric, value in {**found.metrics, **found.further}.items():
+            numbers = (value, found.chance.get(metric), found.pessimistic.get(metric))
+            rows.append([*about, metric, *(_cell(metric, number) for number in numbers)])
     return align(rows)
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"

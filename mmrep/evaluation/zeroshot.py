@@ -3,28 +3,30 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrep.evaluation.classification import class_embeddings, zeroshot_metrics
+from mmrep.evaluation.context import Context
 from mmrep.evaluation.embed import embed_texts
-from mmrep.evaluation.metrics import Evaluation, class_embeddings, zeroshot_metrics
+from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet
 from mmrep.model.dual_encoder import DualEncoder
 
 
-def zeroshot(
-    model: DualEncoder, evalset: EvalSet, images: Float[Tensor, "images embed"], labels: list[int], text_batch: int
-) -> Evaluation:
-    """Zero-shot classification of embedded images.
-
-    Args:
-        model: reads the prompts.
-        evalset: class names and templates.
-        images: embeddings of unit length.
-        labels: of the images.
-        text_batch: prompts in one forward pass.
-    """
-    return zeroshot_metrics(images, embed_classes(model, evalset, text_batch), labels)
+def zeroshot(context: Context) -> list[Evaluation]:
+    """Zero-shot classification of a set under every model."""
+    found = []
+    for model, images in zip(context.models.values(), context.images, strict=True):
+        classes = class_embeddings(
+            context.encode_texts(model, prompts(context.evalset)), len(context.evalset.classnames)
+        )
+        found.append(zeroshot_metrics(images, classes, context.labels))
+    return found
 
 
 def embed_classes(model: DualEncoder, evalset: EvalSet, text_batch: int) -> Float[Tensor, "classes embed"]:
     """The classes of a set: each the mean over its templates, of unit length."""
-    prompts = [template.replace("{c}", name) for name in evalset.classnames for template in evalset.templates]
-    return class_embeddings(embed_texts(model, prompts, text_batch), len(evalset.classnames))
+    return class_embeddings(embed_texts(model, prompts(evalset), text_batch), len(evalset.classnames))
+
+
+def prompts(evalset: EvalSet) -> list[str]:
+    """The class names within the templates: class after class, all templates of one together."""
+    return [template.replace("{c}", name) for name in evalset.classnames for template in evalset.templates]

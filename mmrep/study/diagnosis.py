@@ -17,7 +17,6 @@ from torch import Tensor
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.study import DiagnosticsConfig
 from mmrep.config.tree import CompareConfig
-from mmrep.data.decode import read_image
 from mmrep.data.transforms import resize_center
 from mmrep.diagnostics.dependence import channel_groups, group_dependence, sample_tokens
 from mmrep.diagnostics.exponents import current_exponents, exponents_over_training
@@ -26,6 +25,7 @@ from mmrep.diagnostics.maps import patch_weights
 from mmrep.diagnostics.occlusion import MASK, accuracy_under_removal, class_predictor, masked_batches
 from mmrep.diagnostics.pictures import contact_sheet, heat_map_picture, original_picture
 from mmrep.diagnostics.resolution import over_resolution
+from mmrep.evaluation.records import ShardRecords
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.suite import evaluate
 from mmrep.evaluation.zeroshot import embed_classes
@@ -68,7 +68,7 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
     """A run's diagnostics, from its folder if they are of this very model, set and config."""
     folder, wanted = Path(run.config.output_dir), config.study.diagnostics
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    about = f"{summary['model_digest']} {wanted} {config.evaluation.sets[0]} {len(evalset.samples)}"
+    about = f"{summary['model_digest']} {wanted} {config.evaluation.sets[0]} {len(evalset.records)}"
     key = hashlib.sha256(about.encode()).hexdigest()
     place = folder / DIAGNOSTICS
     with suppress(OSError, ValueError):
@@ -104,7 +104,7 @@ def _measure(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
         "patch_weights": lambda: _weights(model, few, batch),
         "removal": lambda: _removal(model, more, config),
     }
-    content: dict[str, Any] = {"images": len(few.samples), "accuracy_images": len(more.samples), "left_out": {}}
+    content: dict[str, Any] = {"images": len(few.records), "accuracy_images": len(more.records), "left_out": {}}
     for size in _sizes(model, wanted):
         parts[f"resolution {size[0]} × {size[1]}"] = partial(_resolution, model, size, more, config)
     for name, measure in parts.items():
@@ -120,15 +120,15 @@ def _measure(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
 
 def _spread(evalset: EvalSet, count: int) -> EvalSet:
     """At most so many samples of a set, drawn at random, always the same: classes may come in turn or in blocks."""
-    total = len(evalset.samples)
+    total = len(evalset.records)
     rows = range(total) if count >= total else sorted(random.Random(0).sample(range(total), count))  # noqa: S311  # no secret
-    return evalset._replace(samples=[evalset.samples[row] for row in rows])
+    return evalset._replace(records=evalset.records.take(rows))
 
 
 def _images(evalset: EvalSet, model: DualEncoder, batch: int) -> Iterator[Tensor]:
-    for start in range(0, len(evalset.samples), batch):
-        part = evalset.samples[start : start + batch]
-        yield torch.stack([resize_center(read_image(index, row), model.image.size) for index, row in part])
+    for start in range(0, len(evalset.records), batch):
+        part = range(start, min(start + batch, len(evalset.records)))
+        yield torch.stack([resize_center(evalset.records.image(i), model.image.size) for i in part])
 
 
 def _watched(model: DualEncoder, meter: Any, evalset: EvalSet, batch: int) -> dict[str, Any]:
@@ -148,11 +148,12 @@ def _weights(model: DualEncoder, evalset: EvalSet, batch: int) -> dict[str, floa
 def _removal(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dict[str, float]:
     if evalset.task != "zeroshot":
         raise ConfigError(f"removal of the salient part: {evalset.name} has no classes")
-    if any(MASK not in index.members or index.members[MASK][row, 0] < 0 for index, row in evalset.samples):
+    samples = evalset.records.samples if isinstance(evalset.records, ShardRecords) else []
+    if not samples or any(MASK not in index.members or index.members[MASK][row, 0] < 0 for index, row in samples):
         raise ConfigError(f"removal of the salient part: the samples of {evalset.name} have no {MASK}")
     classes = embed_classes(model, evalset, config.evaluation.text_batch_size)
-    labels = [evalset.label(position) for position in range(len(evalset.samples))]
-    batches = masked_batches(evalset.samples, labels, model.image.size, config.evaluation.batch_size)
+    labels = [evalset.records.label(position) for position in range(len(samples))]
+    batches = masked_batches(samples, labels, model.image.size, config.evaluation.batch_size)
     return accuracy_under_removal(batches, class_predictor(model, classes))._asdict()
 
 

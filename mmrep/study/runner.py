@@ -84,7 +84,8 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
             {
                 "pool": run.pool,
                 "seed": run.seed,
-                "metrics": {f"{r['dataset']}/{name}": value for r in found for name, value in r["metrics"].items()},
+                # Ranks and the like, which have no chance level, are not compared.
+                "metrics": {f"{r['dataset']}/{name}": r["metrics"][name] for r in found for name in r["chance"]},
                 "chance": {f"{r['dataset']}/{name}": value for r in found for name, value in r["chance"].items()},
                 "cost": summary["cost"],
             }

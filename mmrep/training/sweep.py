@@ -15,9 +15,11 @@ from mmrep.config.checks import ConfigError, MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.sweep import SweepConfig
-from mmrep.evaluation.embed import Embedded, Size, embed_images
-from mmrep.evaluation.metrics import Evaluation, retrieval_metrics, zeroshot_metrics
-from mmrep.evaluation.retrieval import embed_captions
+from mmrep.evaluation.classification import zeroshot_metrics
+from mmrep.evaluation.embed import Views, centre_of, embed_images, embed_texts
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.ranking import retrieval_metrics
+from mmrep.evaluation.retrieval import flat_captions
 from mmrep.evaluation.sets import EvalSet
 from mmrep.evaluation.suite import Result
 from mmrep.evaluation.zeroshot import embed_classes
@@ -80,21 +82,21 @@ def sweep(
     states = [State(None, model.image.pool), *(State(p, _at(head, p)) for p in sorted(asked.p))]
     results: list[list[Result]] = [[] for _ in states]
 
-    def encode(images: dict[Size, Tensor]) -> list[Tensor]:
-        pixels = images[model.image.size].to(model.device)
+    def encode(views: Views) -> list[Tensor]:
+        pixels = views[centre_of(model)].to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
             tokens = model.image.tokens(pixels)
             found = [_embed(model, state.head, tokens) for state in states]
         return [F.normalize(x.float(), dim=-1) for x in found]
 
     for evalset in sets:
-        embedded = embed_images(encode, [model.image.size], evalset, config, quiet)
+        embedded = embed_images(encode, [centre_of(model)], evalset.records, config, evalset.name, quiet)
         for i, evaluation in enumerate(_evaluate(model, evalset, embedded, config.text_batch_size)):
-            if not embedded.images[i].isfinite().all():
+            if not embedded[i].isfinite().all():
                 raise MmrepError(
                     f"{states[i].name}: embeddings on {evalset.name} are not finite; did training diverge?"
                 )
-            results[i].append(Result(states[i].name, evalset, evaluation))
+            results[i].append(Result(states[i].name, evalset, evalset.task, evaluation))
     return Sweep(states, results, put_in)
 
 
@@ -133,10 +135,13 @@ def _embed(model: DualEncoder, head: PoolingHead, tokens: Tokens) -> Tensor:
     return image.project(head(tokens if head.stages else tokens._replace(stages=())).embedding)
 
 
-def _evaluate(model: DualEncoder, evalset: EvalSet, embedded: Embedded, text_batch: int) -> list[Evaluation]:
+def _evaluate(model: DualEncoder, evalset: EvalSet, embedded: list[Tensor], text_batch: int) -> list[Evaluation]:
     """Every state's metrics; the texts, which no head changes, are encoded once."""
+    positions = range(len(evalset.records))
     if evalset.task == "zeroshot":
         classes = embed_classes(model, evalset, text_batch)
-        return [zeroshot_metrics(images, classes, embedded.labels) for images in embedded.images]
-    texts, image_of_text = embed_captions(model, embedded.texts, text_batch)
-    return [retrieval_metrics(images, texts, image_of_text) for images in embedded.images]
+        labels = [evalset.records.label(position) for position in positions]
+        return [zeroshot_metrics(images, classes, labels) for images in embedded]
+    captions, image_of_text = flat_captions([evalset.records.texts(position) for position in positions])
+    texts = embed_texts(model, captions, text_batch)
+    return [retrieval_metrics(images, texts, image_of_text) for images in embedded]

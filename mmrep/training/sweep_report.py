@@ -59,7 +59,7 @@ def table(swept: Sweep) -> str:
                 [
                     evalset.name,
                     metric,
-                    str(len(evalset.samples)),
+                    str(len(evalset.records)),
                     f"{100 * each[best].evaluation.chance[metric]:.2f}",
                     f"{100 * standard_error(each[best].evaluation, metric):.2f}",
                     *(f"{100 * value:6.2f}{'*' if i == best else ''}" for i, value in enumerate(values)),

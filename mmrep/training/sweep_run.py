@@ -18,7 +18,7 @@ from mmrep.config.pooling import PoolConfig
 from mmrep.config.sweep import SweepConfig
 from mmrep.config.tree import TrainConfig
 from mmrep.data.sources import Sources
-from mmrep.evaluation.metrics import RECALL_AT
+from mmrep.evaluation.ranking import RECALL_AT
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import WEIGHTS, load, save_model
@@ -68,7 +68,7 @@ def sweep_run(
     model.precision = config.training.precision
     swept = sweep(model, sets, asked, evaluation or config.evaluation, quiet)
     place = (output or run) / FILE
-    count = sum(len(evalset.samples) for evalset in sets)
+    count = sum(len(evalset.records) for evalset in sets)
     held_out = f"{count:,} images held out of training (data.validation)"
     chosen_on = f"{count:,} images of {', '.join(each.path for each in given)}" if given else held_out
     tests = tests_among(given, config)

@@ -165,11 +165,11 @@ def timed(run: Run, work: Any, *args: Any) -> None:
 
 
 def validate(run: Run, step: int) -> None:
-    """Evaluates on the held-out samples and writes the metrics; the other processes wait."""
+    """Evaluates on the held-out samples, on all processes, and writes the metrics."""
     if not run.validation:
         return
+    results = evaluate({"model": run.model}, run.validation, run.config.evaluation)
     if run.accelerator.is_main_process:
-        results = evaluate({"model": run.model}, run.validation, run.config.evaluation)
         run.tracker.evaluation(step, flatten(results))
     distributed.barrier()
 
@@ -179,7 +179,7 @@ def flatten(results: list[Result]) -> dict[str, float]:
     return {
         f"{result.evalset.name}/{name}": value
         for result in results
-        for name, value in result.evaluation.metrics.items()
+        for name, value in {**result.evaluation.metrics, **result.evaluation.further}.items()
     }
 
 
@@ -190,8 +190,8 @@ def finish(run: Run) -> None:
         save_model(run.model, run.folder / "final")
     validate(run, run.config.training.steps)
     checksum, bad = run.checksum(), run.watch.counts()["bad"]
+    results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
     if run.accelerator.is_main_process:
-        results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
         about = describe(run)
         if results:
             write_results(results, run.folder / "results.json", about)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrep.evaluation.metrics import class_embeddings, retrieval_metrics, top_hits, zeroshot_metrics
+from mmrep.evaluation.classification import class_embeddings, zeroshot_metrics
+from mmrep.evaluation.ranking import retrieval_metrics, top_hits
 
 
 def unit(rows: int, width: int, seed: int) -> Tensor:

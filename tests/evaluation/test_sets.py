@@ -27,9 +27,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_zeroshot_set(folder: Path) -> None:
     found = open_set(SetConfig(str(folder)))
-    assert (found.name, found.task, found.captions) == ("set", "zeroshot", "cls")
+    assert (found.name, found.task, found.records.captions) == ("set", "zeroshot", "cls")
     assert found.classnames == ["red", "green", "blue", "yellow"] and found.templates == ["a {c}"]
-    assert [found.label(position) for position in range(8)] == [0, 1, 2, 3] * 2
+    assert [found.records.label(position) for position in range(8)] == [0, 1, 2, 3] * 2
     assert found.keys() == [f"{i // 4}.tar/{i:06d}" for i in range(8)]
 
 
@@ -37,7 +37,7 @@ def test_retrieval_set(folder: Path) -> None:
     (folder / "dataset_type.txt").write_text("retrieval\n")
     found = open_set(SetConfig(str(folder), name="mine"))
     assert (found.name, found.task) == ("mine", "retrieval")
-    assert found.texts(5) == ["a green square number 5", "picture 5 of something green"]
+    assert found.records.texts(5) == ["a green square number 5", "picture 5 of something green"]
 
 
 @pytest.mark.parametrize(("said", "task"), [("retrieval", "zeroshot"), ("other", "retrieval")])
@@ -48,7 +48,7 @@ def test_the_task_may_be_given(folder: Path, said: str, task: Any) -> None:
 
 def test_another_split(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
-    assert len(open_set(SetConfig(str(folder), split="val")).samples) == 8
+    assert len(open_set(SetConfig(str(folder), split="val")).records) == 8
 
 
 BROKEN = {
@@ -101,7 +101,7 @@ def test_label_out_of_range(folder: Path) -> None:
     (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
     found = open_set(SetConfig(str(folder)))
     with pytest.raises(DataError, match=r"0\.tar: sample '000003', member 'cls': label 3, but there are 3 class names"):
-        found.label(3)
+        found.records.label(3)
 
 
 def numbers_of(evalset: EvalSet) -> list[int]:
@@ -113,10 +113,10 @@ def test_validation_sets_are_what_is_held_out(colour_set: Path) -> None:
     config = ValidationConfig(fraction=0.4)
     sources = Sources(DataConfig([SourceConfig(f"{colour_set}/train")], config))
     (only,) = validation_sets(sources, config)
-    assert (only.name, only.task, only.captions) == ("validation", "retrieval", "txt")
+    assert (only.name, only.task, only.records.captions) == ("validation", "retrieval", "txt")
     numbers = numbers_of(only)
     assert len(numbers) == sources.held.sum() and 17 < len(numbers) < 22
-    assert only.texts(0)[1].startswith(f"picture {numbers[0]} of")
+    assert only.records.texts(0)[1].startswith(f"picture {numbers[0]} of")
 
 
 def test_validation_sets_of_two_sources(colour_set: Path) -> None:
@@ -127,10 +127,10 @@ def test_validation_sets_of_two_sources(colour_set: Path) -> None:
     )
     first, second = validation_sets(sources, config)
     assert (first.name, first.task, first.classnames[0]) == ("validation_0", "zeroshot", "red")
-    assert (second.name, second.task, second.captions) == ("validation_1", "retrieval", "json:caption")
+    assert (second.name, second.task, second.records.captions) == ("validation_1", "retrieval", "json:caption")
     assert set(numbers_of(first)) < set(range(16))
-    assert first.label(0) == numbers_of(first)[0] % 4
-    assert len(second.texts(0)) == 1
+    assert first.records.label(0) == numbers_of(first)[0] % 4
+    assert len(second.records.texts(0)) == 1
 
 
 def test_validation_is_thinned_evenly(colour_set: Path) -> None:
@@ -149,7 +149,7 @@ def test_nothing_held_out_gives_no_set(colour_set: Path) -> None:
 
 def test_real_sets(real_data: Path) -> None:
     photos = open_set(SetConfig(str(real_data / "imagenet_sample")))
-    assert (photos.task, len(photos.samples), len(photos.classnames)) == ("zeroshot", 1000, 1000)
-    assert [photos.label(position) for position in (0, 999)] != [0, 0]
+    assert (photos.task, len(photos.records), len(photos.classnames)) == ("zeroshot", 1000, 1000)
+    assert [photos.records.label(position) for position in (0, 999)] != [0, 0]
     captions = open_set(SetConfig(str(real_data / "flickr8k_sample")))
-    assert (captions.task, len(captions.samples), len(captions.texts(0))) == ("retrieval", 200, 5)
+    assert (captions.task, len(captions.records), len(captions.records.texts(0))) == ("retrieval", 200, 5)

@@ -121,10 +121,10 @@ def test_outcomes_are_every_samples(results: list[Result], sets: list[EvalSet], 
 
 def test_table(results: list[Result]) -> None:
     lines = table(results[:1]).splitlines()
-    assert lines[0].split() == ["model", "dataset", "n", "metric", "%", "chance", "%"]
+    assert lines[0].split() == ["model", "dataset", "task", "n", "metric", "value", "chance", "worst", "ties"]
     assert len(lines) == 2 + len(ACCURACIES)
     acc1 = results[0].evaluation.metrics["acc1"]
-    assert lines[2].split() == ["avg", "colours", "16", "acc1", f"{100 * acc1:.2f}", "25.00"]
+    assert lines[2].split() == ["avg", "colours", "zeroshot", "16", "acc1", f"{100 * acc1:.2f}", "25.00", "–"]
 
 
 def test_align() -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mmrep.evaluation.metrics import Evaluation, retrieval_metrics, zeroshot_metrics
+from mmrep.evaluation.classification import zeroshot_metrics
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.ranking import retrieval_metrics
 from mmrep.evaluation.uncertainty import standard_error
 
 

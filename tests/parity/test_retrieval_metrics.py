@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrep.evaluation.metrics import retrieval_metrics, zeroshot_metrics
+from mmrep.evaluation.classification import zeroshot_metrics
+from mmrep.evaluation.ranking import retrieval_metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

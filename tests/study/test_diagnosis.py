@@ -15,6 +15,7 @@ from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.data.scenes import Split, encode_png, scene
+from mmrep.evaluation.records import ShardRecords
 from mmrep.evaluation.sets import EvalSet
 from mmrep.study import diagnosis
 from mmrep.study.diagnosis import DIAGNOSTICS, MAPS
@@ -143,11 +144,11 @@ def test_a_half_written_file_is_measured_again(recipe: Recipe) -> None:
     assert json.loads(place.read_text())["key"] == runs[0]["key"]
 
 
-def test_samples_are_drawn_over_all_classes() -> None:
+def test_samples_are_drawn_over_all_classes(unchecked: None) -> None:
     labels = [i % 64 for i in range(1280)]
-    evalset = EvalSet("x", "zeroshot", [(None, i) for i in range(1280)], "cls", [], [])  # type: ignore[misc, list-item]  # no shard is read
+    evalset = EvalSet("x", "zeroshot", ShardRecords([(None, i) for i in range(1280)], "cls"), [], [])  # type: ignore[misc, list-item]  # no shard is read
     for count in (320, 640, 1000):
-        rows = [row for _, row in diagnosis._spread(evalset, count).samples]
+        rows = [row for _, row in diagnosis._spread(evalset, count).records.samples]
         assert len(rows) == count == len(set(rows))
         assert len({labels[row] for row in rows}) > 60
         assert max(rows) > 1200

@@ -170,7 +170,7 @@ def test_neighbours_are_told_apart_image_by_image(sets: list[EvalSet]) -> None:
 
     def result(right: NDArray[np.bool_]) -> list[Result]:
         outcomes = {"label": np.zeros(400, int), "position": right.astype(int)}
-        return [Result("", sets[0], Evaluation({"acc1": float(right.mean())}, {"acc1": 0.25}, outcomes))]
+        return [Result("", sets[0], "zeroshot", Evaluation({"acc1": float(right.mean())}, {"acc1": 0.25}, outcomes))]
 
     image, head = np.arange(400), build_pool("gem", dim=2)
     found = [result(image < 200), result(image < 216), result(image >= 400 - 200)]

@@ -1,0 +1,32 @@
+"""Instance retrieval: scales and reranking."""
+
+from dataclasses import dataclass
+
+from mmrep.config.checks import above, at_least, require
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """Image-to-image retrieval.
+
+    Attributes:
+        scales: of the image side; descriptors of several are merged by their maximum (SuperGlobal).
+        rerank: reorder the first results (SuperGlobal).
+        rerank_top: M, how many of them.
+        neighbours: K of the refinement.
+        beta: β, weight of a neighbour.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    rerank: bool = False
+    rerank_top: int = 400
+    neighbours: int = 9
+    beta: float = 0.15
+
+    def __post_init__(self) -> None:
+        require(bool(self.scales), "instance.scales: expected at least one")
+        for scale in self.scales:
+            above("instance.scales", scale, 0)
+        at_least("instance.rerank_top", self.rerank_top, 1)
+        at_least("instance.neighbours", self.neighbours, 1)
+        at_least("instance.beta", self.beta, 0)

@@ -1,0 +1,45 @@
+"""Linear probe and nearest neighbours on frozen image embeddings."""
+
+from dataclasses import dataclass
+
+from mmrep.config.checks import above, at_least, require, within
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A logistic regression on frozen embeddings, its L2 penalty chosen on a part of the training split.
+
+    Attributes:
+        validation: share of the training split that the penalty is chosen on.
+        penalties: the L2 penalties tried (λ of mean loss + λ/2 · ‖W‖²).
+        seed: of that part's draw.
+    """
+
+    validation: float = 0.2
+    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("probe.validation", self.validation, 0.01, 0.9)
+        require(bool(self.penalties), "probe.penalties: expected at least one")
+        for penalty in self.penalties:
+            above("probe.penalties", penalty, 0)
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Nearest neighbours by cosine similarity, votes weighted by exp(similarity / temperature).
+
+    Attributes:
+        k: numbers of neighbours, each reported.
+        temperature: of the weights.
+    """
+
+    k: tuple[int, ...] = (1, 10, 20)
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        require(bool(self.k), "knn.k: expected at least one")
+        for k in self.k:
+            at_least("knn.k", k, 1)
+        above("knn.temperature", self.temperature, 0)

@@ -1,0 +1,82 @@
+"""What a task gets: the models, a set, and the set's embeddings, which all tasks of the set share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmrep.config.checks import MmrepError, require
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.evaluation.embed import embed_set, embed_texts
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.sets import EvalSet, open_set
+from mmrep.model.dual_encoder import DualEncoder
+
+
+class Context:
+    """A set under several models. Embeddings, labels and captions are made when first asked for, and kept.
+
+    Args:
+        models: by name; in evaluation mode, on one device.
+        evalset: the set.
+        config: batch sizes, workers, tasks' options.
+        quiet: show no progress bars.
+    """
+
+    def __init__(
+        self, models: Mapping[str, DualEncoder], evalset: EvalSet, config: EvaluationConfig, quiet: bool = True
+    ) -> None:
+        self.models = dict(models)
+        self.evalset = evalset
+        self.config = config
+        self.quiet = quiet
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The class of each image."""
+        return [self.evalset.records.label(position) for position in range(len(self.evalset.records))]
+
+    @cached_property
+    def texts(self) -> list[list[str]]:
+        """The captions of each image."""
+        return [self.evalset.records.texts(position) for position in range(len(self.evalset.records))]
+
+    @cached_property
+    def images(self) -> list[Float[Tensor, "images embed"]]:
+        """The image embeddings under every model, of unit length, on the CPU.
+
+        Raises:
+            MmrepError: they are not finite.
+        """
+        found = embed_set(list(self.models.values()), self.evalset.records, self.config, self.evalset.name, self.quiet)
+        for name, images in zip(self.models, found, strict=True):
+            if not images.isfinite().all():
+                raise MmrepError(
+                    f"model {name}: its embeddings on {self.evalset.name} are not finite; did training diverge?"
+                )
+        return found
+
+    def encode_texts(self, model: DualEncoder, texts: list[str]) -> Float[Tensor, "texts embed"]:
+        """Text embeddings of unit length, in the order given."""
+        return embed_texts(model, texts, self.config.text_batch_size)
+
+    @cached_property
+    def train(self) -> "Context":
+        """The split that probes and fine-tuning are fitted on, under the same models.
+
+        Raises:
+            ConfigError: the set has none.
+        """
+        config = self.evalset.config
+        require(
+            config is not None, f"evaluation set {self.evalset.name}: no training split: it was held out of training"
+        )
+        assert config is not None, "for the type checker: required above"
+        split = open_set(replace(config, split=config.train_split, name=f"{self.evalset.name}/{config.train_split}"))
+        return Context(self.models, split, self.config, self.quiet)
+
+
+TaskFunction = Callable[[Context], list[Evaluation]]
+"""A task on one set: an evaluation for each model, in their order."""
