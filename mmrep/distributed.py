@@ -1,10 +1,13 @@
 """The only collectives: everything that passes between processes goes through this file."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_grad
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -15,6 +18,28 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number among all."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def launched() -> int:
+    """Number of processes that `accelerate launch` or torchrun started; 1 where neither did."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(cpu: bool = False) -> torch.device:
+    """Joins the processes that a launcher started; gives the device of this one.
+
+    Args:
+        cpu: even where there are GPUs.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=cpu).device
+
+
+def stop() -> None:
+    """Leaves the other processes in order."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gather(local: Float[Tensor, "local width"]) -> Float[Tensor, "global width"]:
@@ -48,6 +73,28 @@ def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ wi
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return [part[:count].cpu() for part, count in zip(parts, counts, strict=True)]
+
+
+def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows width"] | None:
+    """The first process's matrix (or None) on every process, on the CPU. What the others pass is not looked at."""
+    if world_size() == 1:
+        return rows
+    device = _device()
+    shape = (-1, -1) if rows is None else tuple(rows.shape)
+    sizes = torch.tensor(shape, dtype=torch.int64, device=device)
+    dist.broadcast(sizes, 0)
+    count, width = sizes.tolist()
+    if count < 0:
+        return None
+    own = rows is not None and rank() == 0
+    values = rows.to(device) if own and rows is not None else torch.empty((count, width), device=device)
+    dist.broadcast(values, 0)
+    return values.cpu()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 may have spread over the processes, gathered; each of them has to call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def first_text(text: str) -> str:

@@ -121,7 +121,7 @@ from mmrep.cli import main
 for command in {commands!r} + [["--help"], ["--version"], ["data", "--help"]]:
     status = main(command); assert "torch" not in sys.modules, command
     assert status == (0 if command[-1].startswith("--help") or command == ["--version"] else 2), command
-for verb in ("train", "compare", "eval", "push"):
+for verb in ("train", "compare", "eval", "embed", "sweep", "push"):
     try:
         main([verb, "--help"])
     except SystemExit as end:

@@ -1,7 +1,9 @@
 """Which sets a model is evaluated on, and how."""
 
+import re
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mmrep.config.checks import at_least, one_of, require
@@ -11,12 +13,29 @@ from mmrep.config.probe import KnnConfig, ProbeConfig
 from mmrep.config.robustness import CorruptionConfig, OcclusionConfig
 
 Task = Literal[
-    "zeroshot", "retrieval", "linear_probe", "knn", "instance", "pairs", "corruption", "occlusion", "finetune"
+    "zeroshot",
+    "retrieval",
+    "linear_probe",
+    "knn",
+    "instance",
+    "pairs",
+    "corruption",
+    "occlusion",
+    "finetune",
+    "rerank",
 ]
 TASKS: tuple[str, ...] = typing.get_args(Task)
 
 Format = Literal["webdataset", "folder", "imagenet-val", "coco", "karpathy", "csv"]
 FORMATS: tuple[str, ...] = typing.get_args(Format)
+WITHOUT_SPLITS = ("imagenet-val", "coco", "csv")
+_ANNOTATED = ("coco", "karpathy", "csv")
+_CLASSES = ("webdataset", "folder", "imagenet-val")
+_READ_BY = {
+    "images": _ANNOTATED, "labels": ("imagenet-val",), "devkit_meta": ("imagenet-val",), "separator": ("csv",),
+    "classnames": _CLASSES, "templates": _CLASSES, "captions_per_image": ("webdataset", *_ANNOTATED),
+}  # fmt: skip
+_NEEDED = {"imagenet-val": ("labels",), **dict.fromkeys(_ANNOTATED, ("images",))}
 
 
 @dataclass(frozen=True)
@@ -24,18 +43,29 @@ class SetConfig:
     """One evaluation set.
 
     Attributes:
-        path: the set's folder or fsspec address, in CLIP_benchmark's layout; or, by `format`, a folder of images or an
-            annotation file; or `scenes:classes`, `scenes:captions`.
-        name: name in the results; None: the folder's.
+        path: the set's folder in CLIP_benchmark's layout, local or an address that fsspec opens (`https://`, `s3://`,
+            `hf://datasets/USER/NAME`); or, by `format`, a local folder of images or annotation file; or
+            `scenes:classes`, `scenes:captions`.
+        name: name in the results; None: the folder's, or the file's.
         task: one or several of `zeroshot`, `retrieval`, `linear_probe`, `knn`, `instance`, `pairs`, `corruption`,
-            `occlusion`, `finetune`; `auto`: `zeroshot` for classes, `retrieval` for captions.
-        split: folder of the shards; of `karpathy`, the split in the file; of `folder`, a folder of class folders.
+            `occlusion`, `finetune`, `rerank`; `auto`: `zeroshot` for classes, `retrieval` for captions.
+        split: folder of the shards; of `karpathy`, the split in the file; of `folder`, a folder of class folders within
+            `path`, `.` for `path` itself. The other formats have none.
         format: `webdataset` (CLIP_benchmark's layout), `folder` (a folder for each class), `imagenet-val` (flat),
             `coco`, `karpathy`, `csv`.
         images: folder that the names in the annotation file start in.
-        labels: of `imagenet-val`, the file of labels.
-        classnames: a file with a name a line, or `imagenet` for open_clip's; None: those of the set.
-        templates: a file of templates with `{c}`, or `imagenet` for OpenAI's 80; None: those of the set.
+        labels: of `imagenet-val`, the file of labels: lines `NAME LABEL` or `NAME WNID`, a wnid a line, or the devkit's
+            ground truth.
+        devkit_meta: the devkit's meta.mat, which says what the numbers of its ground truth mean.
+        classnames: a file with a name a line (of `folder`, in the order of the folders, or `FOLDER<tab>NAME`), or
+            `imagenet` for open_clip's; None: those of the set.
+        templates: a file of templates with `{c}`, or `imagenet` for OpenAI's 80; None: those of the set, where it has
+            none OpenAI's with ImageNet's names, and `a photo of a {c}.` with others.
+        captions_per_image: so many at most, the first ones (COCO's usual protocol takes 5; CLIP_benchmark takes all);
+            None: all.
+        image_column: of `csv`, the column of paths.
+        caption_column: of `csv`, the column of captions; rows with one path are the captions of one image.
+        separator: of `csv`: one character, `tab` or `comma`; None: a tab if the header has one, else a comma.
         train_split: what probes and fine-tuning are fitted on.
         ground_truth: of `instance`, the file that says which images show the same.
     """
@@ -47,18 +77,67 @@ class SetConfig:
     format: Format = "webdataset"
     images: str | None = None
     labels: str | None = None
+    devkit_meta: str | None = None
     classnames: str | None = None
     templates: str | None = None
+    captions_per_image: int | None = None
+    image_column: str = "filepath"
+    caption_column: str = "title"
+    separator: str | None = None
     train_split: str = "train"
     ground_truth: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.path), "a set needs a path")
+        # It would be written to config.yaml and results.
+        require(
+            re.search(r"://[^/@]*:[^/@]*@", self.path) is None,
+            "a set's path: a password in an address; the protocol's own settings take it",
+        )
+        require(not self.path.startswith("pipe:"), "a set's path: pipe: runs a shell and is not supported")
+        page = re.match(r"https?://[^/]+/datasets/([^/]+/[^/]+)/(?:tree|resolve|raw|blob)/([^/]+)(/.*)?$", self.path)
+        if page:
+            revision = "" if page[2] == "main" else f"@{page[2]}"
+            address = f"hf://datasets/{page[1]}{revision}{(page[3] or '').rstrip('/')}"
+            require(False, f"set {self.path}: a page of the Hub, which has no folders; write {address}")
         require(self.name is None or "/" not in self.name, f"set name {self.name!r}: no '/' allowed")
         require(bool(self.tasks), f"set {self.path}: task: expected at least one")
         for task in self.tasks:
             one_of("task", task, ("auto", *TASKS))
         one_of("format", self.format, FORMATS)
+        require(bool(self.split), f"set {self.path}: split: expected a name, or . for the folder itself")
+        at_least(f"set {self.path}: captions_per_image", self.captions_per_image, 1)
+        self._check_fields()
+
+    def _check_fields(self) -> None:
+        """Raises ConfigError for a field that the format needs, or that it would not read."""
+        for name, readers in _READ_BY.items():
+            if name == "images" and "pairs" in self.tasks:
+                continue
+            given = getattr(self, name) is not None
+            require(
+                given or name not in _NEEDED.get(self.format, ()),
+                f"set {self.path}: format {self.format} needs `{name}`",
+            )
+            require(
+                not given or self.format in readers,
+                f"set {self.path}: `{name}` is not read with format {self.format} (but with {', '.join(readers)})",
+            )
+        require(
+            self.format not in WITHOUT_SPLITS or self.split == "test",
+            f"set {self.path}: format {self.format} has no split {self.split!r}; a training split needs format folder, "
+            "karpathy or webdataset",
+        )
+
+    @property
+    def result_name(self) -> str:
+        """What the set is called in results: its name, else that of the folder or the annotation file."""
+        if self.name:
+            return self.name
+        if "://" in self.path:
+            return self.path.rstrip("/").rpartition("/")[2]
+        path = Path(self.path.removeprefix("scenes:")).expanduser().resolve()
+        return path.stem if self.format in _ANNOTATED else path.name
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -78,7 +157,7 @@ class EvaluationConfig:
         cache: keep embeddings in the cache folder and take them from there.
         probe: of the task `linear_probe`.
         knn: of the task `knn`.
-        instance: of the task `instance`.
+        instance: of the tasks `instance` and `rerank`.
         corruption: of the task `corruption`.
         occlusion: of the task `occlusion`.
         finetune: of the task `finetune`.

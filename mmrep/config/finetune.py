@@ -12,16 +12,24 @@ class FinetuneConfig:
     Attributes:
         epochs: over the training split.
         batch_size: images in a step.
-        lrs: learning rates tried, the best by validation kept.
+        lrs: learning rates of the tower that are tried; the best by validation is kept.
+        classifier_lr: of the classifier, which starts at zero.
         weight_decay: of AdamW.
+        warmup: share of the steps in which rates rise from zero; they fall to zero in a half cosine.
+        min_scale: least share of an image's area that a random crop keeps.
+        flip: whether half of the images are mirrored.
         validation: share of the training split that the rate is chosen on.
-        seed: of order, crops and the classifier.
+        seed: of the validation part, order and crops.
     """
 
     epochs: int = 10
     batch_size: int = 64
     lrs: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
+    classifier_lr: float = 1e-3
     weight_decay: float = 0.05
+    warmup: float = 0.1
+    min_scale: float = 0.5
+    flip: bool = True
     validation: float = 0.2
     seed: int = 0
 
@@ -31,5 +39,9 @@ class FinetuneConfig:
         require(bool(self.lrs), "finetune.lrs: expected at least one")
         for lr in self.lrs:
             above("finetune.lrs", lr, 0)
+        above("finetune.classifier_lr", self.classifier_lr, 0)
         at_least("finetune.weight_decay", self.weight_decay, 0)
+        within("finetune.warmup", self.warmup, 0, 1)
+        within("finetune.min_scale", self.min_scale, 0.01, 1)
         within("finetune.validation", self.validation, 0.01, 0.9)
+        within("finetune.seed", self.seed, 0, 2**64 - 1)

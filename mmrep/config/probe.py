@@ -11,12 +11,13 @@ class ProbeConfig:
 
     Attributes:
         validation: share of the training split that the penalty is chosen on.
-        penalties: the L2 penalties tried (λ of mean loss + λ/2 · ‖W‖²).
-        seed: of that part's draw.
+        penalties: the L2 penalties tried, λ of mean loss + λ/2 · ‖W‖²; with n images and embeddings of unit length,
+            λ = 1/(C n) in scikit-learn's terms. One alone is taken as it is, and nothing is held out.
+        seed: of that part's draw, from 0 to 2^64 - 1.
     """
 
     validation: float = 0.2
-    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    penalties: tuple[float, ...] = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -24,6 +25,7 @@ class ProbeConfig:
         require(bool(self.penalties), "probe.penalties: expected at least one")
         for penalty in self.penalties:
             above("probe.penalties", penalty, 0)
+        require(0 <= self.seed < 2**64, f"probe.seed: expected a value from 0 to 2^64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from mmrep.config.checks import MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.evaluation.embed import embed_set, embed_texts
+from mmrep.evaluation.embedding.cache import EmbeddingCache
+from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached
+from mmrep.evaluation.embedding.tokens import check_vocabulary, warn_of_cut
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder
@@ -23,15 +25,23 @@ class Context:
         evalset: the set.
         config: batch sizes, workers, tasks' options.
         quiet: show no progress bars.
+        cache: where embeddings are kept and taken from.
     """
 
     def __init__(
-        self, models: Mapping[str, DualEncoder], evalset: EvalSet, config: EvaluationConfig, quiet: bool = True
+        self,
+        models: Mapping[str, DualEncoder],
+        evalset: EvalSet,
+        config: EvaluationConfig,
+        quiet: bool = True,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         self.models = dict(models)
         self.evalset = evalset
         self.config = config
         self.quiet = quiet
+        self.cache = cache
+        self._asked: set[tuple[int, int]] = set()
 
     @cached_property
     def labels(self) -> list[int]:
@@ -50,7 +60,9 @@ class Context:
         Raises:
             MmrepError: they are not finite.
         """
-        found = embed_set(list(self.models.values()), self.evalset.records, self.config, self.evalset.name, self.quiet)
+        found = embed_set_cached(
+            list(self.models.values()), self.evalset.records, self.config, self.cache, self.evalset.name, self.quiet
+        )
         for name, images in zip(self.models, found, strict=True):
             if not images.isfinite().all():
                 raise MmrepError(
@@ -59,8 +71,17 @@ class Context:
         return found
 
     def encode_texts(self, model: DualEncoder, texts: list[str]) -> Float[Tensor, "texts embed"]:
-        """Text embeddings of unit length, in the order given."""
-        return embed_texts(model, texts, self.config.text_batch_size)
+        """Text embeddings of unit length, in the order given; a warning counts those that the context cuts.
+
+        Raises:
+            MmrepError: the tokenizer does not fit the model.
+        """
+        check_vocabulary(model, next((name for name, each in self.models.items() if each is model), ""))
+        asked = (model.tokenizer.context_length, hash(tuple(texts)))
+        if asked not in self._asked:
+            self._asked.add(asked)
+            warn_of_cut(texts, model.tokenizer, self.evalset.name)
+        return embed_texts_cached(model, texts, self.config.text_batch_size, self.cache)
 
     @cached_property
     def train(self) -> "Context":
@@ -74,8 +95,9 @@ class Context:
             config is not None, f"evaluation set {self.evalset.name}: no training split: it was held out of training"
         )
         assert config is not None, "for the type checker: required above"
-        split = open_set(replace(config, split=config.train_split, name=f"{self.evalset.name}/{config.train_split}"))
-        return Context(self.models, split, self.config, self.quiet)
+        split = open_set(replace(config, split=config.train_split))
+        split = split._replace(name=f"{self.evalset.name}/{config.train_split}")
+        return Context(self.models, split, self.config, self.quiet, self.cache)
 
 
 TaskFunction = Callable[[Context], list[Evaluation]]

@@ -1,27 +1,28 @@
-"""Evaluation sets: what lies on disk in CLIP_benchmark's layout, or was held out of training."""
+"""Evaluation sets: read from where they lie, or held out of training."""
 
 import logging
-from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import ValidationConfig
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.captions import class_label, text_lines
-from mmrep.data.indexing import load_index
-from mmrep.data.paths import read_lines
-from mmrep.data.places import resolve_place
-from mmrep.data.shards import ShardIndex
+from mmrep.data.decode import read_image
 from mmrep.data.sources import Sample, Sources
 from mmrep.data.tar import DataError
-from mmrep.evaluation.records import Records, ShardRecords
+from mmrep.evaluation.sources.check import check_place, check_set, opened_by_task
+from mmrep.evaluation.sources.files import read_files
+from mmrep.evaluation.sources.ground_truth import open_instances
+from mmrep.evaluation.sources.names import warn_of_doubles
+from mmrep.evaluation.sources.pairs import read_pairs
+from mmrep.evaluation.sources.records import Records, ShardRecords
+from mmrep.evaluation.sources.webdataset import read_webdataset
 
 LOG = logging.getLogger("mmrep")
 
 Task = Literal["zeroshot", "retrieval", "instance", "pairs"]
 
-CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+__all__ = ["EvalSet", "Task", "check_set", "open_set", "validation_sets"]
 
 
 class EvalSet(NamedTuple):
@@ -53,70 +54,34 @@ class EvalSet(NamedTuple):
         return [self.records.key(position) for position in range(len(self.records))]
 
 
-def check_set(config: SetConfig) -> Path:
-    """The folder of a set, found to be one before anything heavy is imported.
-
-    Raises:
-        ConfigError: no such folder, no such split, no nshards.txt.
-    """
-    folder = Path(resolve_place(config.path))
-    require(folder.is_dir(), f"evaluation set {config.path}: no such folder")
-    split = folder / config.split
-    if not split.is_dir():
-        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise ConfigError(
-            f"evaluation set {config.path}: no split {config.split!r} (it has {', '.join(found) or 'none'})"
-        )
-    require((split / "nshards.txt").is_file(), f"evaluation set {config.path}: no {config.split}/nshards.txt")
-    return folder
-
-
 def open_set(config: SetConfig) -> EvalSet:
-    """A set in CLIP_benchmark's layout.
+    """A set of any format.
 
     Raises:
-        ConfigError: a part of the layout is missing.
-        DataError: a damaged shard.
+        ConfigError: a part of it is missing, a task that does not fit, class names of a wrong number.
+        DataError: a damaged shard, samples that are wrong, missing images.
     """
-    folder = check_set(config)
-    text = (folder / config.split / "nshards.txt").read_text(encoding="utf-8").strip()
-    require(text.isdigit() and int(text) > 0, f"{folder}/{config.split}/nshards.txt: expected a number, got {text!r}")
-    samples: list[tuple[ShardIndex, int]] = []
-    for shard in range(int(text)):
-        path = folder / config.split / f"{shard}.tar"
-        require(path.is_file(), f"evaluation set {config.path}: nshards.txt says {text} shards, but {path} is missing")
-        index = load_index(path)
-        samples += [(index, row) for row in range(len(index))]
-    task = _task(config, folder)
+    check_place(config)
+    if opened_by_task(config):
+        return _own_set(config)
+    found = read_webdataset(config) if config.format == "webdataset" else read_files(config)
+    task: Task = "zeroshot" if found.classnames else "retrieval"
+    warn_of_doubles(config, found.classnames)
     tasks = tuple(task if each == "auto" else each for each in config.tasks)
-    name = config.name or folder.resolve().name
-    if task == "retrieval":
-        return EvalSet(name, "retrieval", ShardRecords(samples, "txt"), [], [], tasks=tasks, config=config)
-    classnames = read_lines(folder / CLASSNAMES, f"evaluation set {config.path}")
-    twice = [name for name, count in Counter(classnames).items() if count > 1]
-    if twice:
-        LOG.warning(
-            "evaluation set %s: class names that occur twice can't be told apart: %s", config.path, ", ".join(twice)
-        )
-    templates = read_lines(folder / TEMPLATES, f"evaluation set {config.path}")
-    require(
-        all("{c}" in template for template in templates),
-        f"evaluation set {config.path}: a template without {{c}} for the class name in {TEMPLATES}",
-    )
-    records = ShardRecords(samples, "cls", len(classnames))
-    return EvalSet(name, "zeroshot", records, classnames, templates, tasks=tasks, config=config)
+    return EvalSet(config.result_name, task, *found, tasks=tasks, config=config)
 
 
-def _task(config: SetConfig, folder: Path) -> Task:
-    if config.tasks[0] != "auto":
-        return "retrieval" if config.tasks[0] == "retrieval" else "zeroshot"
-    kind = folder / "dataset_type.txt"
-    return "retrieval" if kind.is_file() and kind.read_text(encoding="utf-8").strip() == "retrieval" else "zeroshot"
+def _own_set(config: SetConfig) -> EvalSet:
+    """A set that one task alone can read."""
+    if config.ground_truth is not None:
+        task: Task = "instance"
+        records: Records = open_instances(config)
+    else:
+        task, records = "pairs", read_pairs(config)
+    return EvalSet(config.result_name, task, records, [], [], tasks=config.tasks, config=config)
 
 
 def _usable(sample: Sample) -> bool:
-    from mmrep.data.decode import read_image  # and with it torch, which naming a set does not need
-
     kind = sample.captioner.kind
     try:
         read_image(sample.shard, sample.row)
@@ -146,18 +111,27 @@ def validation_sets(sources: Sources, config: ValidationConfig, skip_bad: bool =
     for sample in sources.held_out(config.max_samples, skip_bad):
         if not skip_bad or _usable(sample):
             by_source.setdefault(id(sample.captioner), []).append(sample)
-    sets = []
-    for i, samples in enumerate(by_source.values()):
-        captioner = samples[0].captioner
-        sets.append(
-            EvalSet(
-                name="validation" if len(by_source) == 1 else f"validation_{i}",
-                task="zeroshot" if captioner.kind == "cls" else "retrieval",
-                records=ShardRecords(
-                    [(sample.shard, sample.row) for sample in samples], captioner.kind, len(captioner.classnames)
-                ),
-                classnames=captioner.classnames,
-                templates=captioner.templates,
-            )
-        )
-    return sets
+    return [
+        _validation_set("validation" if len(by_source) == 1 else f"validation_{i}", samples)
+        for i, samples in enumerate(by_source.values())
+    ]
+
+
+def _validation_set(name: str, samples: list[Sample]) -> EvalSet:
+    captioner = samples[0].captioner
+    records = ShardRecords(
+        [(sample.shard, sample.row) for sample in samples], captioner.kind, len(captioner.classnames)
+    )
+    # Shards of several folders may have the same names.
+    depth = max(str(index.path).count("/") for index, _ in records.samples)
+    for folders in range(depth + 1):
+        records = replace(records, folders=folders)
+        if len({records.key(position) for position in range(len(records))}) == len(records):
+            break
+    return EvalSet(
+        name=name,
+        task="zeroshot" if captioner.kind == "cls" else "retrieval",
+        records=records,
+        classnames=captioner.classnames,
+        templates=captioner.templates,
+    )

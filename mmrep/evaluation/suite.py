@@ -2,6 +2,7 @@
 
 import csv
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrep.config.checks import require
-from mmrep.config.evaluation import EvaluationConfig
+from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.sets import EvalSet
-from mmrep.evaluation.tables import align
-from mmrep.evaluation.tasks import TASK_FUNCTIONS
+from mmrep.evaluation.sets import EvalSet, open_set
+from mmrep.evaluation.tables import align, shortened
+from mmrep.evaluation.tasks.registry import TASK_FUNCTIONS
 from mmrep.model.dual_encoder import DualEncoder
 
 SCHEMA = 1
+_NONE = "–"
 
 
 class Result(NamedTuple):
@@ -64,14 +67,38 @@ def evaluate(
     """
     for name, count in Counter(evalset.name for evalset in sets).items():
         require(count == 1, f"evaluation: {count} sets are named {name!r}; give each a name of its own")
-    results = []
-    with _eval_mode(models.values()):
-        for evalset in sets:
-            context = Context(models, evalset, config, quiet)
-            for task in evalset.tasks or (evalset.task,):
+    cache = EmbeddingCache() if config.cache else None
+    return [result for found in evaluate_each(models, sets, config, quiet, cache) for result in found]
+
+
+def evaluate_each(
+    models: dict[str, DualEncoder],
+    sets: Iterable[EvalSet | SetConfig],
+    config: EvaluationConfig,
+    quiet: bool = True,
+    cache: EmbeddingCache | None = None,
+) -> Iterator[list[Result]]:
+    """The same set after set, for callers who keep what is found before the next.
+
+    Args:
+        models: see `evaluate`.
+        sets: those that are not open yet are opened when it is their turn. Their names have to differ.
+        config: see `evaluate`.
+        quiet: show no progress bars.
+        cache: where embeddings are kept and taken from.
+
+    Yields:
+        The results of a set: task after task, and within each model after model.
+    """
+    for each in sets:
+        evalset = open_set(each) if isinstance(each, SetConfig) else each
+        context = Context(models, evalset, config, quiet, cache)
+        results = []
+        with _eval_mode(models.values()):
+            for task in dict.fromkeys(evalset.tasks or (evalset.task,)):
                 found = TASK_FUNCTIONS[task](context)
-                results += [Result(name, evalset, task, each) for name, each in zip(models, found, strict=True)]
-    return results
+                results += [Result(name, evalset, task, one) for name, one in zip(models, found, strict=True)]
+        yield results
 
 
 @contextmanager
@@ -97,33 +124,74 @@ def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] |
         path: the JSON file; its folder is made.
         about: further top-level fields (versions, digests).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_outcomes(results, path.parent)
+    write_figures(results, path, about)
+
+
+def write_outcomes(results: Sequence[Result], folder: Path) -> None:
+    """Writes FOLDER/outcomes/MODEL/DATASET.npz and the tables of results."""
     for result in results:
-        folder = path.parent / "outcomes" / result.model.replace("/", "_")
-        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / "outcomes" / result.model.replace("/", "_")
+        place.mkdir(parents=True, exist_ok=True)
         name = result.evalset.name + ("" if result.task == result.evalset.task else f".{result.task}")
         arrays: dict[str, Any] = {"keys": np.array(result.evalset.keys()), **result.evaluation.outcomes}
-        np.savez_compressed(folder / f"{name}.npz", **arrays)
+        with _whole(place / f"{name}.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
         for table_name, rows in result.evaluation.tables.items():
-            with (folder / f"{name}.{table_name}.csv").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows(rows)
+            with _whole(place / f"{name}.{table_name}.csv") as part, part.open("w", encoding="utf-8", newline="") as to:
+                csv.writer(to).writerows(rows)
+
+
+def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
+    """Writes the JSON file alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema": SCHEMA, "results": [result.to_dict() for result in results], **(about or {})}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with _whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def table(results: Sequence[Result]) -> str:
-    """Results as lines of text: shares as percentages, ranks as they are, beside them chance and what ties may cost."""
-    rows = [["model", "dataset", "task", "n", "metric", "value", "chance", "worst ties"]]
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write to; the file gets its name when it is whole."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def table(results: Sequence[Result], width: int | None = None) -> str:
+    """Results as lines of text, the models below each other: shares as percentages, ranks as they are.
+
+    Args:
+        results: of `evaluate`.
+        width: of the terminal, which long names are shortened for where they have to; None: never.
+    """
+    rows = [["dataset", "task", "n", "metric", "model", "value", "chance", "worst ties"]]
+    tasks: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        found = result.evaluation
-        about = [result.model, result.evalset.name, result.task, str(len(result.evalset.records))]
-        for metric, value in {**found.metrics, **found.further}.items():
-            numbers = (value, found.chance.get(metric), found.pessimistic.get(metric))
-            rows.append([*about, metric, *(_cell(metric, number) for number in numbers)])
-    return align(rows)
+        tasks.setdefault((result.evalset.name, result.task), []).append(result)
+    for task in tasks.values():
+        for metric in dict.fromkeys(name for result in task for name in _figures(result)):
+            rows += [_row(result, metric) for result in task if metric in _figures(result)]
+    if all(row[-1] == _NONE for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    return align(rows if width is None else shortened(rows, width, ("model", "dataset")))
+
+
+def _figures(result: Result) -> dict[str, float]:
+    return {**result.evaluation.metrics, **result.evaluation.further}
+
+
+def _row(result: Result, metric: str) -> list[str]:
+    found, evalset = result.evaluation, result.evalset
+    numbers = (_figures(result)[metric], found.chance.get(metric), found.pessimistic.get(metric))
+    cells = [_cell(metric, number) for number in numbers]
+    return [evalset.name, result.task, str(len(evalset.records)), metric, result.model, *cells]
 
 
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
-        return "–"
+        return _NONE
     return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"

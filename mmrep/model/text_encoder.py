@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.model import TextConfig
 from mmrep.model.seeding import seeded
 
-KNOWN_TEXTS = 65_536
+KNOWN_IDS = 65_536
 BUCKET = 8
 """Texts are cut to multiples of this, so that torch.compile meets few lengths."""
 
@@ -101,6 +103,8 @@ class ClipTokenizer:
         self.context_length = context_length
         self.cut = cut
         self._bpe = SimpleTokenizer(context_length=context_length)
+        special = "|".join(map(re.escape, (self._bpe.decoder[i] for i in self._bpe.all_special_ids)))
+        self._words = re.compile(rf"{special}|'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: str | list[str]) -> Int64[Tensor, "batch context"]:
@@ -109,27 +113,48 @@ class ClipTokenizer:
 
     def batch(self, texts: list[str]) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, " batch"]]:
         """Token ids, cut to the longest text where that is exact, and the texts' lengths."""
-        rows = [self._encode(text) for text in texts]
-        lengths = torch.tensor([len(row) for row in rows])
+        rows = [self.encode(text) for text in texts]
+        return self.stack(rows), torch.tensor([len(row) for row in rows])
+
+    def encode(self, text: str) -> list[int]:
+        """A text's ids with start and end, at most as many as the context has."""
+        ids = [self._bpe.sot_token_id]
+        if text.isascii() and text.isprintable() and "&" not in text:
+            # Nothing for ftfy to mend and no HTML to unescape, which take most of open_clip's time; and words of the
+            # same letters have the same ids wherever they stand.
+            for word in self._words.findall(text.lower()):
+                ids += self._known.get(word) or self._keep(word, self._merged(word))
+        else:
+            ids += self._known.get(text) or self._keep(text, self._bpe.encode(text))
+        ids.append(self._bpe.eot_token_id)
+        return ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], ids[-1]]
+
+    def _merged(self, word: str) -> list[int]:
+        """The ids of a word of printable ASCII, whose bytes are its letters."""
+        return [self._bpe.encoder[part] for part in self._bpe.bpe(word).split(" ")]
+
+    def _keep(self, text: str, ids: list[int]) -> list[int]:
+        """Keeps the ids of a word or of a whole text; past KNOWN_IDS all are forgotten."""
+        if len(self._known) >= KNOWN_IDS:
+            self._known.clear()
+        self._known[text] = ids
+        return ids
+
+    def stack(self, rows: Sequence[Sequence[int]], multiple: int = BUCKET) -> Int64[Tensor, "batch length"]:
+        """Token ids of `encode` side by side, filled up with zeros.
+
+        Args:
+            rows: the texts.
+            multiple: the width is that of the longest, rounded up to a multiple of this; on a text tower that can't
+                be cut, the context length.
+        """
         width = self.context_length
         if self.cut:
-            width = min(-(-int(lengths.max()) // BUCKET) * BUCKET, width)
+            width = min(-(-max(map(len, rows)) // multiple) * multiple, width)
         tokens = np.zeros((len(rows), width), dtype=np.int64)
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
-        return torch.from_numpy(tokens), lengths
-
-    def _encode(self, text: str) -> list[int]:
-        """A text's ids with start and end; the last distinct texts are kept, of which class-name captions have few."""
-        ids = self._known.get(text)
-        if ids is None:
-            ids = [self._bpe.sot_token_id, *self._bpe.encode(text), self._bpe.eot_token_id]
-            if len(ids) > self.context_length:
-                ids = [*ids[: self.context_length - 1], ids[-1]]
-            if len(self._known) == KNOWN_TEXTS:
-                self._known.clear()
-            self._known[text] = ids
-        return ids
+        return torch.from_numpy(tokens)
 
     def digest(self) -> str:
         """Changes where any text would get other ids."""

@@ -25,10 +25,10 @@ from mmrep.diagnostics.maps import patch_weights
 from mmrep.diagnostics.occlusion import MASK, accuracy_under_removal, class_predictor, masked_batches
 from mmrep.diagnostics.pictures import contact_sheet, heat_map_picture, original_picture
 from mmrep.diagnostics.resolution import over_resolution
-from mmrep.evaluation.records import ShardRecords
 from mmrep.evaluation.sets import EvalSet, open_set
+from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.suite import evaluate
-from mmrep.evaluation.zeroshot import embed_classes
+from mmrep.evaluation.tasks.zeroshot import embed_classes
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import load
 from mmrep.study.plan import PlannedRun

@@ -15,14 +15,14 @@ from mmrep.config.checks import ConfigError, MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.sweep import SweepConfig
-from mmrep.evaluation.classification import zeroshot_metrics
-from mmrep.evaluation.embed import Views, centre_of, embed_images, embed_texts
+from mmrep.evaluation.embedding.embed import Views, centre_of, embed_images, embed_texts
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.ranking import retrieval_metrics
-from mmrep.evaluation.retrieval import flat_captions
+from mmrep.evaluation.scoring.classification import zeroshot_metrics
+from mmrep.evaluation.scoring.ranking import retrieval_metrics
 from mmrep.evaluation.sets import EvalSet
 from mmrep.evaluation.suite import Result
-from mmrep.evaluation.zeroshot import embed_classes
+from mmrep.evaluation.tasks.retrieval import flat_captions
+from mmrep.evaluation.tasks.zeroshot import embed_classes
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.trunk import num_heads
 from mmrep.pooling import PoolingHead, Tokens

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrep.evaluation.scoring.uncertainty import standard_error
 from mmrep.evaluation.suite import SCHEMA, Result
 from mmrep.evaluation.tables import align
-from mmrep.evaluation.uncertainty import standard_error
 from mmrep.pooling.gem import GGeM, exponents_of
 from mmrep.training.sweep import State, Sweep
 

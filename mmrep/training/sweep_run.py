@@ -18,7 +18,7 @@ from mmrep.config.pooling import PoolConfig
 from mmrep.config.sweep import SweepConfig
 from mmrep.config.tree import TrainConfig
 from mmrep.data.sources import Sources
-from mmrep.evaluation.ranking import RECALL_AT
+from mmrep.evaluation.scoring.ranking import RECALL_AT
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import WEIGHTS, load, save_model

@@ -133,8 +133,8 @@ def test_coco(recipes: Path) -> None:
     assert [path.name for path in (recipes / "coco_train/train").iterdir()] == ["000000.tar"]
     assert list(texts(recipes / "coco_val/test")) == [f"{i:012d}" for i in range(100, 103)]
     opened = open_set(SetConfig(str(recipes / "coco_val")))
-    assert opened.task == "retrieval" and len(opened.samples) == 3
-    assert opened.texts(1) == ["caption 0 of image 1101.", "caption 1 of image 1101."]
+    assert opened.task == "retrieval" and len(opened.records) == 3
+    assert opened.records.texts(1) == ["caption 0 of image 1101.", "caption 1 of image 1101."]
     original = (recipes / "coco/val2017/000000000101.jpg").read_bytes()
     assert read_shards(recipes / "coco_val/test")["000000000101"]["jpg"] == original
 

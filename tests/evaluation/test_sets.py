@@ -40,7 +40,7 @@ def test_retrieval_set(folder: Path) -> None:
     assert found.records.texts(5) == ["a green square number 5", "picture 5 of something green"]
 
 
-@pytest.mark.parametrize(("said", "task"), [("retrieval", "zeroshot"), ("other", "retrieval")])
+@pytest.mark.parametrize(("said", "task"), [("retrieval", "zeroshot"), ("", "retrieval")])
 def test_the_task_may_be_given(folder: Path, said: str, task: Any) -> None:
     (folder / "dataset_type.txt").write_text(said)
     assert open_set(SetConfig(str(folder), task=task)).task == task
@@ -55,8 +55,8 @@ BROKEN = {
     "no folder": ("", r"set: no such folder"),
     "no split": ("test", r"set: no split 'test' \(it has other\)"),
     "no nshards": ("test/nshards.txt", r"set: no test/nshards\.txt"),
-    "no classnames": ("classnames.txt", r"set: can't read \S+/set/classnames\.txt: No such file"),
-    "no templates": ("zeroshot_classification_templates.txt", r"can't read \S+/set/zeroshot_classification_templates"),
+    "no classnames": ("classnames.txt", r"set: no classnames\.txt; give `classnames`, a file or imagenet"),
+    "no templates": ("zeroshot_classification_templates.txt", r"set: no zeroshot_classification_templates\.txt; give"),
     "no shard": ("test/1.tar", r"set: nshards\.txt says 2 shards, but \S+/set/test/1\.tar is missing"),
 }
 
@@ -71,10 +71,14 @@ def test_missing_parts_are_named(folder: Path, case: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_missing_parts_are_found_early(folder: Path) -> None:
-    assert check_set(SetConfig(str(folder))) == folder
-    with pytest.raises(ConfigError, match="no split 'val'"):
-        check_set(SetConfig(str(folder), split="val"))
+@pytest.mark.parametrize("case", [case for case in BROKEN if case != "no shard"])
+def test_missing_parts_are_found_early(folder: Path, case: str) -> None:
+    check_set(SetConfig(str(folder)))
+    part, message = BROKEN[case]
+    (folder / "other").mkdir()
+    (folder / part).rename(folder.parent / "moved")
+    with pytest.raises(ConfigError, match=message):
+        check_set(SetConfig(str(folder)))
 
 
 @pytest.mark.parametrize("text", ["two", "0", "-1", "", "1.5"])
@@ -99,9 +103,8 @@ def test_damaged_shard(folder: Path) -> None:
 
 def test_label_out_of_range(folder: Path) -> None:
     (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
-    found = open_set(SetConfig(str(folder)))
     with pytest.raises(DataError, match=r"0\.tar: sample '000003', member 'cls': label 3, but there are 3 class names"):
-        found.records.label(3)
+        open_set(SetConfig(str(folder)))
 
 
 def numbers_of(evalset: EvalSet) -> list[int]:
@@ -131,6 +134,17 @@ def test_validation_sets_of_two_sources(colour_set: Path) -> None:
     assert set(numbers_of(first)) < set(range(16))
     assert first.records.label(0) == numbers_of(first)[0] % 4
     assert len(second.records.texts(0)) == 1
+
+
+def test_validation_keys_differ_where_shards_are_called_alike(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / name / "train/0.tar", colour_samples(8))
+    config = ValidationConfig(fraction=0.5)
+    source = SourceConfig([f"{tmp_path}/a/train/0.tar", f"{tmp_path}/b/train/0.tar"])
+    (only,) = validation_sets(Sources(DataConfig([source], config)), config)
+    assert len(set(only.keys())) == len(only.keys()) == 8
+    assert {name.partition("/")[0] for name in list(only.keys())} == {"a", "b"}
+    assert only.records.take([7]).key(0) == only.keys()[7]
 
 
 def test_validation_is_thinned_evenly(colour_set: Path) -> None:

@@ -1,5 +1,6 @@
 """Many sets, many models: both tasks, the results' files, and nothing changed in the models."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
+from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.suite import Result, align, evaluate, table, write_results
+from mmrep.evaluation.suite import Result, evaluate, evaluate_each, table, write_results
+from mmrep.evaluation.tables import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
 CONFIG = EvaluationConfig(batch_size=6, text_batch_size=4, workers=0)
@@ -97,7 +100,7 @@ def test_results_files(results: list[Result], sets: list[EvalSet], tmp_path: Pat
     content = json.loads(place.read_text())
     assert (content["schema"], content["version"]) == (1, "x")
     assert content["results"] == [result.to_dict() for result in results]
-    assert set(content["results"][0]) == {"model", "dataset", "task", "n", "metrics", "chance"}
+    assert {"model", "dataset", "task", "n", "metrics", "chance"} <= set(content["results"][0])
     assert [each["n"] for each in content["results"]] == [16] * 4
     found = sorted(str(path.relative_to(place.parent)) for path in place.parent.rglob("*.npz"))
     models = ("avg", "runs_cls")
@@ -120,11 +123,79 @@ def test_outcomes_are_every_samples(results: list[Result], sets: list[EvalSet], 
 
 
 def test_table(results: list[Result]) -> None:
-    lines = table(results[:1]).splitlines()
-    assert lines[0].split() == ["model", "dataset", "task", "n", "metric", "value", "chance", "worst", "ties"]
-    assert len(lines) == 2 + len(ACCURACIES)
-    acc1 = results[0].evaluation.metrics["acc1"]
-    assert lines[2].split() == ["avg", "colours", "zeroshot", "16", "acc1", f"{100 * acc1:.2f}", "25.00", "–"]
+    lines = table(results[:2]).splitlines()
+    assert lines[0].split()[:7] == ["dataset", "task", "n", "metric", "model", "value", "chance"]
+    assert len(lines) == 2 + 2 * len(ACCURACIES)
+    for line, result in zip(lines[2:4], results, strict=False):
+        value = f"{100 * result.evaluation.metrics['acc1']:.2f}"
+        assert line.split()[:7] == ["colours", "zeroshot", "16", "acc1", result.model, value, "25.00"]
+
+
+def made(model: str, evalset: EvalSet, **parts: dict[str, float]) -> Result:
+    return Result(model, evalset, "zeroshot", Evaluation(**{"metrics": {}, "chance": {}, "outcomes": {}, **parts}))
+
+
+def test_table_shows_ties_and_ranks_where_there_are_any(sets: list[EvalSet]) -> None:
+    plain = made("a", sets[0], metrics={"acc1": 0.5}, chance={"acc1": 0.25}, further={"mean_rank": 3.25})
+    assert [line.split()[3:] for line in table([plain]).splitlines()[2:]] == [
+        ["acc1", "a", "50.00", "25.00"], ["mean_rank", "a", "3.2", "–"],
+    ]  # fmt: skip
+    tied = made("b", sets[0], metrics={"acc1": 0.75}, chance={"acc1": 0.25}, pessimistic={"acc1": 0.125})
+    lines = [line.split()[3:] for line in table([plain, tied]).splitlines()]
+    assert lines[0] == ["metric", "model", "value", "chance", "worst", "ties"]
+    assert lines[2:4] == [["acc1", "a", "50.00", "25.00", "–"], ["acc1", "b", "75.00", "25.00", "12.50"]]
+
+
+def test_table_fits_a_terminal(sets: list[EvalSet]) -> None:
+    long = "hf-hub:somebody/a-model-with-a-very-long-name-trained-on-many-pairs"
+    results = [made(f"{long}-{i}", sets[0], metrics={"mean_per_class_recall": 0.5}) for i in range(2)]
+    lines = table(results, width=80).splitlines()
+    assert max(map(len, lines)) == 80
+    assert [line.split()[4][-2:] for line in lines[2:]] == ["-0", "-1"], "names differ at their ends"
+    assert all("  hf-hub:so" in line and "  mean_per_class_recall  " in line and "…" in line for line in lines[2:])
+    assert f"{long}-1" in table(results)
+    assert shortened([["a", "b"], ["x" * 30, "y" * 30]], 10, ("a",))[1][1] == "y" * 30
+
+
+def test_sets_are_evaluated_and_opened_one_by_one(models: dict[str, DualEncoder], colour_set: Path) -> None:
+    missing = SetConfig(str(colour_set / "none"))
+    models["avg"].train()
+    found = evaluate_each(models, [SetConfig(str(colour_set / "retrieval")), missing], CONFIG)
+    assert [result.model for result in next(found)] == ["avg", "runs/cls"]
+    assert models["avg"].image.training, "between sets models are as they were"
+    with pytest.raises(ConfigError, match="none: no such folder"):
+        next(found)
+
+
+def test_a_task_named_twice_runs_once(models: dict[str, DualEncoder], sets: list[EvalSet]) -> None:
+    (found,) = evaluate_each(models, [sets[0]._replace(tasks=("zeroshot", "zeroshot"))], CONFIG)
+    assert len(found) == 2
+
+
+def test_the_cache_changes_no_result(
+    models: dict[str, DualEncoder], sets: list[EvalSet], results: list[Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, cache=True)
+    first = evaluate(models, sets, config)
+    monkeypatch.setattr("mmrep.evaluation.embedding.cached.embed_set", lambda *args: pytest.fail("decoded again"))
+    again = evaluate(models, sets, config)
+    for one, two, three in zip(results, first, again, strict=True):
+        assert one.to_dict() == two.to_dict() == three.to_dict()
+        for name, values in one.evaluation.outcomes.items():
+            np.testing.assert_array_equal(values, three.evaluation.outcomes[name])
+
+
+def test_files_are_whole_or_not_there(results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_results(results, tmp_path / "results.json")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(results, tmp_path / "results.json")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_align() -> None:

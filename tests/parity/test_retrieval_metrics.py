@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrep.evaluation.classification import zeroshot_metrics
-from mmrep.evaluation.ranking import retrieval_metrics
+from mmrep.evaluation.scoring import ranks
+from mmrep.evaluation.scoring.classification import zeroshot_metrics
+from mmrep.evaluation.scoring.ranking import retrieval_metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -43,17 +44,23 @@ def test_recall_is_clip_benchmarks(captions: list[int]) -> None:
     assert 0.1 < found["image_retrieval_recall@1"] < 0.9
 
 
-def test_recall_over_several_chunks() -> None:
-    """More queries than are scored at once, unevenly; captions in any order."""
+def test_recall_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More scores than are held at once, unevenly; captions in any order; ties."""
+    monkeypatch.setattr(ranks, "BLOCK", 300 * 170)
     image_of_text = torch.randint(0, 300, (2500,), generator=torch.Generator().manual_seed(0))
     image_of_text[:300] = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     images = unit(300, 16, 0)
+    images[100:130] = images[:30]
     texts = F.normalize(images[image_of_text] + 1.5 * unit(2500, 16, 1), dim=-1)
-    found = retrieval_metrics(images, texts, image_of_text).metrics
-    scores = texts.double() @ images.double().T
+    texts[2000:2200] = texts[:200]
+    found = retrieval_metrics(images, texts, image_of_text)
+    scores = texts @ images.T
     positive = image_of_text[:, None] == torch.arange(300)
-    assert found["image_retrieval_recall@5"] == pytest.approx(clip_benchmark_recall(scores, positive, 5), abs=1e-12)
-    assert found["text_retrieval_recall@5"] == pytest.approx(clip_benchmark_recall(scores.T, positive.T, 5), abs=1e-12)
+    for k in (1, 5, 10):
+        for way, matrix, own in (("image", scores, positive), ("text", scores.T, positive.T)):
+            name = f"{way}_retrieval_recall@{k}"
+            assert found.metrics[name] == pytest.approx(clip_benchmark_recall(matrix, own, k), abs=1e-12)
+            assert k > 1 or found.pessimistic[name] < found.metrics[name]
 
 
 @pytest.mark.parametrize(("classes", "count"), [(6, 50), (10, 400), (100, 1500)])

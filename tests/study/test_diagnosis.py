@@ -15,8 +15,8 @@ from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.data.scenes import Split, encode_png, scene
-from mmrep.evaluation.records import ShardRecords
 from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.study import diagnosis
 from mmrep.study.diagnosis import DIAGNOSTICS, MAPS
 from mmrep.study.inside import left_out, sections

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.layouts.contents import Contents, Item, Problem, existing_folder, read_text
+from mmrep.data.layouts.contents import Contents, Item, Omission, Problem, existing_folder, read_text
 from mmrep.data.layouts.files import image_kind
 from mmrep.data.layouts.imagenet import devkit_wnids, imagenet_names, imagenet_templates, imagenet_wnids
 from mmrep.data.paths import read_lines
@@ -40,7 +40,7 @@ def read_folder(images: Path, split: str, classnames: str | None = None, templat
     names = _class_map(Path(str(classnames))) if named else _imagenet_map() if classnames else None
     for path in visible:
         if path not in folders and _is_image(path):
-            contents.problems.append(Problem(path.name, "lies in no class folder"))
+            contents.problems.append(Omission(path.name, "lies in no class folder"))
     for label, folder in enumerate(folders):
         if names is not None and folder.name not in names:
             raise DataError(f"--classnames {classnames}: no name for the class folder {folder.name!r}")
@@ -48,7 +48,7 @@ def read_folder(images: Path, split: str, classnames: str | None = None, templat
         found = [Item(path.relative_to(images).as_posix(), split, label=label) for path in _files(folder)]
         contents.items += found
         if not found:
-            contents.problems.append(Problem(f"class {folder.name}", "no images in its folder"))
+            contents.problems.append(Omission(f"class {folder.name}", "no images in its folder"))
     contents.templates = _templates(templates, default=["a photo of a {c}."])
     return contents
 
@@ -84,14 +84,17 @@ def read_imagenet_val(
         images, [Path(file) for file in (labels, classnames, templates, devkit_meta) if file not in (None, IMAGENET)]
     )
     wanted = _labels(labels, devkit_meta)
-    files = {path.stem: path for path in sorted(images.iterdir()) if not path.name.startswith(".") and path.is_file()}
+    files: dict[str, Path] = {}
+    for path in sorted(images.iterdir()):
+        if not path.name.startswith(".") and path.is_file() and files.setdefault(path.stem, path) != path:
+            contents.problems.append(Problem(path.name, f"called as {files[path.stem].name}, and labels go by stems"))
     for stem, label in sorted(wanted.items()):
         if stem in files:
             contents.items.append(Item(files[stem].name, split, label=label))
         else:
             contents.problems.append(Problem(stem, "no such file"))
     contents.problems += [
-        Problem(path.name, f"no label in {labels.name}") for s, path in files.items() if s not in wanted
+        Omission(path.name, f"no label in {labels.name}") for s, path in files.items() if s not in wanted
     ]
     own = classnames is not None and classnames != IMAGENET
     contents.classnames = read_lines(str(classnames), "--classnames") if own else imagenet_names()

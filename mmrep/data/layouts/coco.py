@@ -97,7 +97,10 @@ def read_karpathy(annotations: Path, images: Path, splits: list[str], restval: b
         texts = [sentence.get("raw") for sentence in value_of(picture, "sentences", list, where)]
         _add(contents, taken, f"image {name}", name, split, texts, where)
     if missing := [split for split in splits if split not in found]:
-        raise DataError(f"{annotations}: no images of the split {', '.join(missing)}; choose with --split")
+        raise DataError(
+            f"{annotations}: no images of the split {', '.join(missing)} (it has {', '.join(sorted(found)) or 'none'});"
+            " choose with --split"
+        )
     return contents
 
 

@@ -25,6 +25,13 @@ class Problem(NamedTuple):
     reason: str
 
 
+class Omission(Problem):
+    """A problem without which the rest is as good: an empty caption, a file that nothing names.
+
+    Of the others the annotations or the images are not what they should be.
+    """
+
+
 class Item(NamedTuple):
     """A sample to be.
 
@@ -149,15 +156,14 @@ def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) 
     for number, text in enumerate(texts):
         line = " ".join(text.split()) if isinstance(text, str) else ""
         if not line:
-            bad.append(
-                Problem(item, f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text")
-            )
+            reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text"
+            bad.append(Omission(item, reason))
         elif any("\ud800" <= character <= "\udfff" for character in line):
-            bad.append(Problem(item, f"caption {number} is not valid Unicode"))
+            bad.append(Omission(item, f"caption {number} is not valid Unicode"))
         else:
             lines.append(line)
     if lines:
         problems += bad
     else:
-        problems.append(Problem(item, "no caption" + (f" ({bad[0].reason})" if bad else "")))
+        problems.append(Omission(item, "no caption" + (f" ({bad[0].reason})" if bad else "")))
     return tuple(lines)

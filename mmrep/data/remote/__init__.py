@@ -4,8 +4,18 @@ An address is anything that fsspec knows (https, s3, gs, hf, memory, …; `file:
 the cache). Credentials and options come from fsspec's configuration files and variables; no message shows any.
 """
 
-from mmrep.data.remote.addresses import expand_remote, is_remote, read_remote, remote_size
+from mmrep.data.remote.addresses import expand_remote, is_remote, read_remote, remote_folders, remote_size
 from mmrep.data.remote.cache import Prefetcher, ShardCache, Wanted
 from mmrep.data.remote.locks import HeldFile
 
-__all__ = ["HeldFile", "Prefetcher", "ShardCache", "Wanted", "expand_remote", "is_remote", "read_remote", "remote_size"]
+__all__ = [
+    "HeldFile",
+    "Prefetcher",
+    "ShardCache",
+    "Wanted",
+    "expand_remote",
+    "is_remote",
+    "read_remote",
+    "remote_folders",
+    "remote_size",
+]

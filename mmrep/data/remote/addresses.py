@@ -4,7 +4,7 @@ import re
 from typing import Literal, overload
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.remote.answers import answers, filesystem, shown
+from mmrep.data.remote.answers import AttemptError, answers, filesystem, shown
 from mmrep.data.remote.download import DEFAULT_POLICY, Policy, download, is_absent, patiently, size_of
 from mmrep.data.spelling import expand_braces
 from mmrep.data.tar import DataError
@@ -56,6 +56,20 @@ def _matches(name: str, policy: Policy) -> list[str]:
     if not found:
         raise ConfigError(f"{shown(name)}: nothing there matches")
     return found
+
+
+def remote_folders(address: str, policy: Policy = DEFAULT_POLICY) -> list[str] | None:
+    """The names of the folders in a remote folder, sorted, for messages; None where it can't be listed.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    fs, path = filesystem(address)
+    try:
+        entries = next(answers(address, lambda put: put(fs.ls(path, detail=True)), policy.timeout))
+    except AttemptError:
+        return None
+    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
 
 
 class _Memory:

@@ -1,0 +1,212 @@
+"""Embeddings kept on disk, under digests of everything that decides their bits."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import mmrep
+from mmrep import distributed
+from mmrep.config.checks import ConfigError, require
+from mmrep.data.cache import cache_root
+from mmrep.model.dual_encoder import DualEncoder
+
+LOG = logging.getLogger("mmrep")
+
+LIMIT, LIMIT_GB = "MMREP_EMBEDDINGS_GB", 20.0
+_SUFFIX, _UNFINISHED = ".safetensors", ".part"
+_ABANDONED_S = 24 * 3600
+_PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pillow", "simplejpeg")
+_CODE = (
+    "model/*.py",
+    "pooling/**/*.py",
+    "data/decode.py",
+    "data/jpeg.py",
+    "data/transforms.py",
+    "evaluation/embedding/embed.py",
+    "evaluation/embedding/views.py",
+)
+
+Key = Mapping[str, object]
+"""What decides the bits of a matrix; values have to survive JSON."""
+
+
+class EmbeddingCache:
+    """Matrices in `$MMREP_CACHE/embeddings`, the longest unused removed first; digests of models, made once each.
+
+    Safe for several processes and hosts: files get their name when they are whole. Among the processes of one run the
+    first alone reads and writes, so that all agree on what is there.
+
+    Args:
+        folder: another place.
+        limit: bytes; None: `$MMREP_EMBEDDINGS_GB` (default 20).
+
+    Raises:
+        ConfigError: `$MMREP_EMBEDDINGS_GB` is no number of GB.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
+        self.folder = folder or cache_root() / "embeddings"
+        self.limit = _limit() if limit is None else limit
+        self._digests: dict[nn.Module, str] = {}
+
+    def digest(self, tower: nn.Module) -> str:
+        """`weights_digest`, made once a module: for models whose weights stay as they are."""
+        if tower not in self._digests:
+            self._digests[tower] = weights_digest(tower)
+        return self._digests[tower]
+
+    def path(self, key: Key) -> Path:
+        """Where a matrix lies."""
+        text = json.dumps(key, sort_keys=True)
+        return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=20).hexdigest()}{_SUFFIX}"
+
+    def get(self, key: Key) -> Float[Tensor, "rows embed"] | None:
+        """The matrix on every process, or None; one that is damaged is removed, with a warning."""
+        return distributed.from_first(self._read(self.path(key)) if distributed.rank() == 0 else None)
+
+    def put(self, key: Key, rows: Float[Tensor, "rows embed"]) -> None:
+        """Keeps a matrix. Where that can't be done, a warning says so: it costs time later, and no figure now."""
+        if distributed.rank() != 0:
+            return
+        if rows.nbytes > self.limit:
+            LOG.warning("embedding cache: %.1f GB are more than it may hold; raise %s", rows.nbytes / 1e9, LIMIT)
+            return
+        path = self.path(key)
+        part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_UNFINISHED}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(rows.nbytes)
+            save_file({"rows": rows.contiguous(), "check": _check(rows)}, part, {"key": json.dumps(key)})
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            LOG.warning("embedding cache: %s: %s; nothing kept there (MMREP_CACHE moves the cache)", path, error)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+    def _read(self, path: Path) -> Tensor | None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows, check = file.get_tensor("rows"), file.get_tensor("check")
+            if not torch.equal(check, _check(rows)):
+                raise ValueError("its checksum differs")
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError) as error:
+            LOG.warning("embedding cache: %s can't be used: %s; made anew", path, error)
+            return None
+        return rows
+
+    def _make_room(self, size: int) -> None:
+        found = []
+        for path in self.folder.iterdir():
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # removed by another process
+                continue
+            if path.suffix == _SUFFIX:
+                found.append((stat.st_mtime, stat.st_size, path))
+            elif path.suffix == _UNFINISHED and time.time() - stat.st_mtime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+        total = size + sum(each for _, each, _ in found)
+        for _, each, path in sorted(found):
+            if total <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= each
+
+
+def image_key(cache: EmbeddingCache, model: DualEncoder, view: object, data: str, batch_size: int) -> Key:
+    """Of a set's image embeddings.
+
+    Args:
+        cache: which keeps the digests of towers.
+        model: the weights and the config that matter to images.
+        view: what is cut out of an image; its repr names its options.
+        data: digest of the records.
+        batch_size: rounding differs with it.
+    """
+    image = dataclasses.asdict(model.config.image) | {"pretrained": None, "size": model.image.size}
+    tower = {"weights": cache.digest(model.image), "image": image, "pooling": repr(model.config.pooling)}
+    return _surroundings(model) | {
+        "kind": "images", "tower": json.dumps(tower, default=str), "view": f"{type(view).__module__}.{view!r}",
+        "data": data, "batch_size": batch_size,
+    }  # fmt: skip
+
+
+def text_key(cache: EmbeddingCache, model: DualEncoder, texts: list[str], batch_size: int) -> Key:
+    """Of the embeddings of distinct texts, in their order."""
+    tower = {"weights": cache.digest(model.text), "text": dataclasses.asdict(model.config.text)}
+    return _surroundings(model) | {
+        "kind": "texts", "tower": json.dumps(tower, default=str), "tokenizer": model.tokenizer.digest(),
+        "data": hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest(), "batch_size": batch_size,
+    }  # fmt: skip
+
+
+def model_digest(cache: EmbeddingCache, model: DualEncoder) -> str:
+    """Of all weights that evaluation reads, for results' files."""
+    both = cache.digest(model.image) + cache.digest(model.text)
+    return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def weights_digest(tower: nn.Module) -> str:
+    """Of a module's class, parameters and buffers; sharded ones are gathered, so every process has to call it."""
+    state = hashlib.blake2b(type(tower).__qualname__.encode(), digest_size=16)
+    for name, tensor in [*tower.named_parameters(), *tower.named_buffers()]:
+        values = distributed.whole(tensor.detach()).cpu().contiguous()
+        state.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+        state.update(values.flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _surroundings(model: DualEncoder) -> dict[str, object]:
+    """What else rounding depends on: precision, device, versions, and the code from pixels to embeddings."""
+    device = model.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "precision": [model.precision, torch.get_float32_matmul_precision()],
+        "device": [device.type, kind],
+        "code": _code_digest(),
+    }
+
+
+@functools.cache
+def _code_digest() -> str:
+    root = Path(mmrep.__file__).parent
+    files = sorted(path for pattern in _CODE for path in root.glob(pattern))
+    state = hashlib.blake2b(" ".join(version(package) for package in _PACKAGES).encode(), digest_size=16)
+    for path in files:
+        state.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def _check(rows: Tensor) -> Tensor:
+    values = rows.contiguous().flatten().view(torch.uint8).numpy().data
+    return torch.tensor(list(hashlib.blake2b(values, digest_size=16).digest()), dtype=torch.uint8)
+
+
+def _limit() -> int:
+    text = os.environ.get(LIMIT) or str(LIMIT_GB)
+    try:
+        limit = float(text) * 1e9
+    except ValueError as error:
+        raise ConfigError(f"{LIMIT}: expected a number of GB, got {text!r}") from error
+    require(0 <= limit < float("inf"), f"{LIMIT}: expected a number of GB from 0 up, got {text!r}")
+    return int(limit)

@@ -1,0 +1,152 @@
+"""Embeddings written for anyone's index: npy (memory-mappable) or parquet, with ids and what they were made by."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmrep import distributed
+from mmrep.config.checks import require
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.tasks.retrieval import flat_captions
+
+SCHEMA = 1
+Format = Literal["npy", "parquet"]
+Dtype = Literal["float32", "float16"]
+_GROUP = 10_000
+"""Rows of a parquet file that are made at a time."""
+
+
+class Form(NamedTuple):
+    """How embeddings are written.
+
+    Attributes:
+        format: `npy`: NAME.npy, (rows, width), and NAME.jsonl with a line for each row; `parquet`: NAME.parquet with a
+            column `embedding`.
+        dtype: of the numbers.
+    """
+
+    format: Format = "npy"
+    dtype: Dtype = "float32"
+
+
+def check_form(form: Form) -> None:
+    """Finds what is missing for a form before any work is done.
+
+    Raises:
+        ConfigError: parquet without pyarrow.
+    """
+    found = form.format == "npy" or importlib.util.find_spec("pyarrow") is not None
+    require(found, "--format parquet needs pyarrow: pip install 'mmrep[parquet]', or use --format npy")
+
+
+def write_set(folder: Path, context: Context, about: Mapping[str, Mapping[str, Any]], form: Form) -> list[Path]:
+    """Writes FOLDER/MODEL/DATASET/: `images` (rows in the set's order), for captions `texts`, and meta.json.
+
+    All processes call it; the first writes.
+
+    Args:
+        folder: of all.
+        context: the set under the models.
+        about: by model, what meta.json says of it.
+        form: how.
+
+    Returns:
+        The folders, one a model.
+    """
+    evalset = context.evalset
+    captions, image_of_text = flat_captions(context.texts) if evalset.task == "retrieval" else ([], torch.zeros(0))
+    texts = {name: context.encode_texts(model, captions) for name, model in context.models.items() if captions}
+    by_model = dict(zip(context.models, context.images, strict=True))
+    places = {name: folder / name.replace("/", "_") / evalset.name for name in by_model}
+    if distributed.rank() == 0:
+        data = {"name": evalset.name, "digest": evalset.records.digest()}
+        image_ids = _image_ids(context)
+        text_ids = [{"text": text, "image": int(i)} for text, i in zip(captions, image_of_text, strict=True)]
+        for name, images in by_model.items():
+            with _new_folder(places[name]) as part:
+                _write_rows(part / "images", images, image_ids, form)
+                if captions:
+                    _write_rows(part / "texts", texts[name], text_ids, form)
+                counts = {"dataset": data, "images": len(images), "texts": len(captions), "dim": images.shape[1]}
+                _write_meta(part, about[name], counts, form)
+    return list(places.values())
+
+
+def write_texts(
+    folder: Path, model: str, name: str, texts: Sequence[str], rows: Float[Tensor, "texts embed"],
+    about: Mapping[str, Any], form: Form,
+) -> Path:  # fmt: skip
+    """Writes FOLDER/MODEL/NAME/ with `texts` and meta.json; gives that folder."""
+    place = folder / model.replace("/", "_") / name
+    with _new_folder(place) as part:
+        _write_rows(part / "texts", rows, [{"text": text} for text in texts], form)
+        counts = {"dataset": {"name": name}, "images": 0, "texts": len(texts), "dim": rows.shape[1]}
+        _write_meta(part, about, counts, form)
+    return place
+
+
+def _image_ids(context: Context) -> list[dict[str, Any]]:
+    evalset = context.evalset
+    keys = evalset.keys()
+    ids: list[dict[str, Any]] = [{"key": key} for key in keys]
+    for position, row in enumerate(ids):
+        if evalset.task == "retrieval":
+            row["captions"] = context.texts[position]
+        elif evalset.multilabel:
+            row["labels"] = evalset.records.labels(position)
+        elif evalset.task == "zeroshot":
+            row["label"] = context.labels[position]
+    return ids
+
+
+def _write_rows(place: Path, rows: Tensor, ids: Sequence[Mapping[str, Any]], form: Form) -> None:
+    values = rows.to(getattr(torch, form.dtype)).numpy()
+    if form.format == "npy":
+        np.save(place.with_suffix(".npy"), values, allow_pickle=False)
+        with place.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ids)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    first = _parquet_part(values[:_GROUP], ids[:_GROUP])
+    with parquet.ParquetWriter(place.with_suffix(".parquet"), first.schema) as writer:
+        writer.write_table(first)
+        for start in range(_GROUP, len(ids), _GROUP):
+            part = _parquet_part(values[start : start + _GROUP], ids[start : start + _GROUP])
+            writer.write_table(pyarrow.Table.from_arrays(part.columns, schema=first.schema))
+
+
+def _parquet_part(values: np.ndarray, ids: Sequence[Mapping[str, Any]]) -> Any:
+    import pyarrow
+
+    columns = {name: [row[name] for row in ids] for name in ids[0]}
+    flat = pyarrow.array(values.reshape(-1))
+    return pyarrow.table({**columns, "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])})
+
+
+def _write_meta(place: Path, about: Mapping[str, Any], counts: Mapping[str, Any], form: Form) -> None:
+    content = {"schema": SCHEMA, **about, **counts, **form._asdict(), "normalised": True}
+    (place / "meta.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to; it gets its name when all is in it."""
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Evaluation sets whose images lie in files of their own: class folders, ImageNet's flat folder, annotation files."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from mmrep.config.evaluation import SetConfig
+from mmrep.data.layouts.classes import read_folder, read_imagenet_val
+from mmrep.data.layouts.coco import read_coco, read_karpathy
+from mmrep.data.layouts.contents import Contents, Item, Omission
+from mmrep.data.layouts.imagenet import imagenet_names
+from mmrep.data.layouts.tables import read_table
+from mmrep.data.tar import DataError
+from mmrep.evaluation.sources.check import local_place
+from mmrep.evaluation.sources.names import folder_names, names_given, templates_of
+from mmrep.evaluation.sources.records import FileRecords, Found
+
+LOG = logging.getLogger("mmrep")
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def read_files(config: SetConfig) -> Found:
+    """A set of any format but `webdataset`.
+
+    What an annotation file says wrongly, and images that are not there, are errors; what can be left out without
+    loss is left out, with one warning that counts it.
+
+    Raises:
+        ConfigError: a file or folder is missing, a wrong number of class names.
+        DataError: malformed or contradictory annotations, missing images, nothing in the set.
+    """
+    contents, classnames, templates = _READERS[config.format](config)
+    _settle(config, contents)
+    return Found(FileRecords(contents.images, contents.items, config.captions_per_image), classnames, templates)
+
+
+_Read = tuple[Contents, list[str], list[str]]
+
+
+def _folder(config: SetConfig) -> _Read:
+    place = local_place(config) / config.split
+    contents = read_folder(place, config.split)
+    classnames, labels = folder_names(config, contents.classnames)
+    items = []
+    for item in contents.items:
+        assert item.label is not None, "a class folder's images have its label"
+        if Path(item.name).suffix.lower() in _IMAGES:
+            items.append(item._replace(label=labels[item.label]))
+        else:
+            contents.problems.append(Omission(item.name, f"not called as an image ({', '.join(_IMAGES)})"))
+    contents.items = items
+    return contents, classnames, templates_of(config, None)
+
+
+def _imagenet_val(config: SetConfig) -> _Read:
+    assert config.labels is not None, "checked by SetConfig"
+    meta = Path(config.devkit_meta).expanduser() if config.devkit_meta else None
+    contents = read_imagenet_val(local_place(config), Path(config.labels).expanduser(), "test", devkit_meta=meta)
+    own = imagenet_names()
+    classnames = names_given(config, len(own)) if config.classnames else own
+    if config.templates is None:
+        return contents, classnames, contents.templates
+    return contents, classnames, templates_of(config, None)
+
+
+def _images(config: SetConfig) -> Path:
+    assert config.images is not None, "checked by SetConfig"
+    return Path(config.images).expanduser()
+
+
+def _coco(config: SetConfig) -> _Read:
+    return read_coco(local_place(config), _images(config), config.split), [], []
+
+
+def _karpathy(config: SetConfig) -> _Read:
+    return read_karpathy(local_place(config), _images(config), [config.split]), [], []
+
+
+def _csv(config: SetConfig) -> _Read:
+    columns = (config.image_column, config.caption_column, config.separator)
+    return read_table(local_place(config), _images(config), config.split, *columns), [], []
+
+
+_READERS: dict[str, Callable[[SetConfig], _Read]] = {
+    "folder": _folder,
+    "imagenet-val": _imagenet_val,
+    "coco": _coco,
+    "karpathy": _karpathy,
+    "csv": _csv,
+}
+
+
+def _settle(config: SetConfig, contents: Contents) -> None:
+    """Raises DataError for what makes figures wrong; counts the rest in one warning."""
+    where = f"evaluation set {config.path}"
+    grave = [problem for problem in contents.problems if not isinstance(problem, Omission)]
+    if grave:
+        raise DataError(
+            f"{where}: {len(grave)} problems among {len(contents.items) + len(grave)} samples listed, the first: "
+            f"{grave[0].item}: {grave[0].reason}; correct the source"
+        )
+    missing = [item for item in contents.items if not _is_file(contents.images, item)]
+    if missing:
+        raise DataError(
+            f"{where}: {len(missing)} of {len(contents.items)} images are missing in {contents.images}, the first: "
+            f"{missing[0].name}"
+        )
+    if contents.problems:
+        first = contents.problems[0]
+        LOG.warning("%s: %d left out, the first: %s: %s", where, len(contents.problems), first.item, first.reason)
+    if not contents.items:
+        raise DataError(f"{where}: no images in it")
+
+
+def _is_file(folder: Path, item: Item) -> bool:
+    return (folder / item.name).is_file()

@@ -1,0 +1,227 @@
+"""The ground truth of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285), and the images that it names."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmrep.config.checks import require
+from mmrep.config.evaluation import SetConfig
+from mmrep.data.decode import decode_image
+from mmrep.data.shards import IMAGE_EXTENSIONS
+from mmrep.data.tar import DataError
+from mmrep.evaluation.sources.plain_pickle import read_plain_pickle
+
+GRADES = ("easy", "hard", "junk")
+
+Corners = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+
+class Query(NamedTuple):
+    """One query of a set.
+
+    Attributes:
+        name: of its image.
+        box: what is looked for in it; None: the whole image.
+        easy: positions in the gallery that clearly show it.
+        hard: positions that show it under difficult conditions.
+        junk: positions that count neither for nor against.
+    """
+
+    name: str
+    box: Corners | None
+    easy: NDArray[np.int64]
+    hard: NDArray[np.int64]
+    junk: NDArray[np.int64]
+
+
+class GroundTruth(NamedTuple):
+    """Which images of a gallery show what the queries show.
+
+    Attributes:
+        gallery: names of the images.
+        queries: what is looked for.
+    """
+
+    gallery: tuple[str, ...]
+    queries: tuple[Query, ...]
+
+
+def read_ground_truth(path: Path) -> GroundTruth:
+    """A ground truth file as its authors give it (`gnd_roxford5k.pkl`), or the same structure as JSON.
+
+    A dictionary of `imlist` (names of the gallery), `qimlist` (names of the queries' images) and `gnd`: for each query
+    a dictionary of `bbx` (left, top, right, bottom), `easy`, `hard` and `junk` (positions in `imlist`). Pickles are
+    read without executing anything.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: it can't be read, or does not fit together.
+    """
+    require(path.is_file(), f"ground truth {path}: no such file")
+    where = f"ground truth {path}"
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        try:
+            content = json.loads(data)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON: {error}") from error
+    else:
+        content = read_plain_pickle(data, where)
+    if not isinstance(content, dict) or not {"imlist", "qimlist", "gnd"} <= content.keys():
+        raise DataError(f"{where}: expected a dictionary with imlist, qimlist and gnd")
+    gallery, names = (_names(content[key], f"{where}: {key}") for key in ("imlist", "qimlist"))
+    twice = [name for name, count in Counter(gallery).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: imlist: {len(twice)} names occur twice, first {twice[0]!r}")
+    entries = content["gnd"]
+    if not isinstance(entries, list | tuple) or len(entries) != len(names):
+        raise DataError(f"{where}: expected in gnd a list of one dictionary for each of the {len(names)} queries")
+    pairs = enumerate(zip(names, entries, strict=True))
+    queries = [_query(name, entry, len(gallery), f"{where}: query {i} ({name})") for i, (name, entry) in pairs]
+    return GroundTruth(gallery, tuple(queries))
+
+
+def _names(names: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{where}: expected a list of names")
+    for name in names:
+        # The file comes from others: it must not lead out of the folder of images.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DataError(f"{where}: {name!r} leads out of the folder of images")
+    return tuple(names)
+
+
+def _query(name: str, entry: Any, gallery: int, where: str) -> Query:
+    if not isinstance(entry, dict) or not {"easy", "hard"} <= entry.keys():
+        raise DataError(f"{where}: expected a dictionary with bbx, easy, hard and junk")
+    graded = [_positions(entry.get(grade, ()), gallery, f"{where}: {grade}") for grade in GRADES]
+    together = np.concatenate(graded)
+    if len(np.unique(together)) < len(together):
+        raise DataError(f"{where}: an image is named twice among easy, hard and junk")
+    return Query(name, _box(entry.get("bbx"), where), *graded)
+
+
+def _positions(values: Any, gallery: int, where: str) -> NDArray[np.int64]:
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{where}: expected a list of integers") from error
+    if not found.size:
+        return np.empty(0, np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= gallery:
+        raise DataError(f"{where}: expected integers from 0 to {gallery - 1}, positions in imlist")
+    return found.astype(np.int64)
+
+
+def _box(values: Any, where: str) -> Corners | None:
+    if values is None:
+        return None
+    try:
+        left, top, right, bottom = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: bbx: expected four numbers") from error
+    if not (all(map(math.isfinite, (left, top, right, bottom))) and left < right and top < bottom):
+        raise DataError(f"{where}: bbx: expected left < right and top < bottom, got {(left, top, right, bottom)}")
+    return left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class InstanceRecords:
+    """The images of a ground truth: the gallery, then the queries, cut to their boxes. See `Records`.
+
+    Attributes:
+        truth: what they were made from.
+        samples: key, file and box of each.
+    """
+
+    truth: GroundTruth
+    samples: list[tuple[str, Path, Corners | None]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def key(self, position: int) -> str:
+        """The name in the ground truth; that of a query after its number, since one image may hold several."""
+        return self.samples[position][0]
+
+    def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        """See `Records`; of a query only what is within its box, whose corners are rounded to whole pixels."""
+        key, path, box = self.samples[position]
+        try:
+            image = decode_image(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: {error}") from error
+        if box is None:
+            return image
+        left, top, right, bottom = (max(0, round(edge)) for edge in box)
+        part = image[:, top:bottom, left:right]
+        if 0 in part.shape:
+            raise DataError(f"{key}: box {box} lies outside of {path}, {image.shape[2]} × {image.shape[1]} pixels")
+        return part
+
+    def label(self, position: int) -> int:
+        """There is none."""
+        raise DataError(f"{self.key(position)}: images with a ground truth of instances have no classes")
+
+    def labels(self, position: int) -> list[int]:
+        """There are none."""
+        return [self.label(position)]
+
+    def texts(self, position: int) -> list[str]:
+        """There are none."""
+        raise DataError(f"{self.key(position)}: images with a ground truth of instances have no captions")
+
+    def take(self, positions: Sequence[int]) -> "InstanceRecords":
+        """See `Records`."""
+        return replace(self, samples=[self.samples[position] for position in positions])
+
+    def digest(self) -> str:
+        """Of keys, boxes, and sizes and times of the files."""
+        state = hashlib.blake2b(digest_size=16)
+        for key, path, box in self.samples:
+            about = path.stat()
+            state.update(repr((key, box, about.st_size, about.st_mtime_ns)).encode())
+        return state.hexdigest()
+
+
+def open_instances(config: SetConfig) -> InstanceRecords:
+    """The images that `config.ground_truth` names, in the folder `config.path`, as jpg, jpeg, png or webp.
+
+    Raises:
+        ConfigError: no folder, no ground truth.
+        DataError: the ground truth can't be used; images are missing.
+    """
+    require(config.ground_truth is not None, f"evaluation set {config.path}: task instance: needs ground_truth")
+    assert config.ground_truth is not None, "for the type checker: required above"
+    folder = Path(config.path).expanduser()
+    require(folder.is_dir(), f"evaluation set {config.path}: no such folder of images")
+    truth = read_ground_truth(Path(config.ground_truth).expanduser())
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    samples: list[tuple[str, str | None, Corners | None]] = [
+        (name, _file(name, present), None) for name in truth.gallery
+    ]
+    samples += [
+        (f"query {i} {query.name}", _file(query.name, present), query.box) for i, query in enumerate(truth.queries)
+    ]
+    missing = [key for key, file, _ in samples if file is None]
+    if missing:
+        raise DataError(
+            f"evaluation set {config.path}: {len(missing)} of {len(samples)} images of {config.ground_truth} are "
+            f"missing, first {missing[0]!r}; path must be the folder that they lie in"
+        )
+    return InstanceRecords(truth, [(key, folder / file, box) for key, file, box in samples if file is not None])
+
+
+def _file(name: str, present: set[str]) -> str | None:
+    return next((file for file in (name, *(f"{name}.{e}" for e in IMAGE_EXTENSIONS)) if file in present), None)

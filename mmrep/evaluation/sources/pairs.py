@@ -1,0 +1,228 @@
+"""Sets of confusable captions as their authors lay them out: SugarCrepe's and Winoground's annotation files.
+
+SugarCrepe (Hsieh et al., arXiv 2306.14610): one image, a right caption, one or more wrong ones (`filename`, `caption`,
+`negative_caption`), a file for each kind of change. Winoground (Thrush et al., arXiv 2204.03162): two images and two
+captions of the same words (`image_0`, `image_1`, `caption_0`, `caption_1`; `collapsed_tag` or `tag` and
+`num_main_preds` where there are). Either form as JSON (an object of examples by id, or a list), JSON lines or CSV.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from mmrep.config.checks import require
+from mmrep.config.evaluation import SetConfig
+from mmrep.data.decode import decode_image
+from mmrep.data.layouts.contents import read_text, within_folder
+from mmrep.data.tar import DataError
+
+FILES = (".json", ".jsonl", ".csv")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Tried for names without one: Winoground's `ex_0_img_0`."""
+_SUGARCREPE = ("filename", "caption", "negative_caption")
+_WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
+
+
+class Pair(NamedTuple):
+    """An image and the captions it may be confused with.
+
+    Attributes:
+        key: file, id and, of two images, which.
+        image: its file.
+        captions: the right one, then the wrong ones.
+        kinds: what the example is counted under.
+        example: of two images, a number that both have.
+    """
+
+    key: str
+    image: Path
+    captions: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    example: int | None = None
+
+
+@dataclass(frozen=True)
+class PairRecords:
+    """The images of such a set; two images of one example follow each other."""
+
+    pairs: list[Pair]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def key(self, position: int) -> str:
+        """File and id."""
+        return self.pairs[position].key
+
+    def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
+        """See `Records`."""
+        pair = self.pairs[position]
+        try:
+            return decode_image(pair.image.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{pair.image} (example {pair.key!r}): {error}") from error
+
+    def label(self, position: int) -> int:
+        """None: these images have captions."""
+        raise DataError(f"example {self.key(position)!r} has captions, no class")
+
+    def labels(self, position: int) -> list[int]:
+        """None."""
+        return [self.label(position)]
+
+    def texts(self, position: int) -> list[str]:
+        """The right caption first."""
+        return list(self.pairs[position].captions)
+
+    def take(self, positions: Sequence[int]) -> "PairRecords":
+        """See `Records`."""
+        return replace(self, pairs=[self.pairs[position] for position in positions])
+
+    def digest(self) -> str:
+        """Of keys, captions and kinds, and of the image files' names, sizes and times."""
+        state = hashlib.blake2b(digest_size=16)
+        for pair in self.pairs:
+            stamp = pair.image.stat()
+            content = (pair.key, pair.captions, pair.kinds, str(pair.image), stamp.st_size, stamp.st_mtime_ns)
+            state.update(repr(content).encode())
+        return state.hexdigest()
+
+
+def check_pairs(config: SetConfig) -> tuple[list[Path], Path]:
+    """The annotation files and the image folder, found to be there.
+
+    Raises:
+        ConfigError: a missing file or folder, no `images`.
+    """
+    where, path = f"evaluation set {config.path}", Path(config.path).expanduser()
+    require(
+        config.images is not None, f"{where}: images: expected the folder that the annotations' image names start in"
+    )
+    images = Path(str(config.images)).expanduser()
+    require(images.is_dir(), f"{where}: images: no such folder: {images}")
+    require(path.exists(), f"{where}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if file.suffix in FILES) if path.is_dir() else [path]
+    require(bool(files), f"{where}: no {', '.join(FILES)} in this folder")
+    require(all(file.suffix in FILES for file in files), f"{where}: expected a file of {', '.join(FILES)}")
+    return files, images
+
+
+def read_pairs(config: SetConfig) -> PairRecords:
+    """The images and captions of annotation files and an image folder.
+
+    Args:
+        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images.
+
+    Raises:
+        ConfigError: see `check_pairs`; files of both forms.
+        DataError: not such a file, a missing field or image, an empty caption, an id that occurs twice, no examples.
+    """
+    files, images = check_pairs(config)
+    pairs: list[Pair] = []
+    for file in files:
+        found = list(_pairs_of(file, images, len(pairs)))
+        if not found:
+            raise DataError(f"{file}: no examples in it")
+        pairs += found
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.key in seen:
+            raise DataError(f"evaluation set {config.path}: the id {pair.key!r} occurs twice")
+        seen.add(pair.key)
+    require(
+        len({pair.example is None for pair in pairs}) == 1,
+        f"evaluation set {config.path}: files of one image an example and of two; make them two sets",
+    )
+    return PairRecords(pairs)
+
+
+def _pairs_of(file: Path, images: Path, first: int) -> Iterator[Pair]:
+    for number, (identity, entry) in enumerate(_entries(file)):
+        where, key = f"{file}: example {identity!r}", f"{file.stem}/{identity}"
+        if "image_0" in entry:
+            names = [_text(entry, name, where) for name in _WINOGROUND]
+            captions = (names[2], names[3])
+            for which in (0, 1):
+                image = _image(images, names[which], where)
+                own = captions if which == 0 else captions[::-1]
+                yield Pair(f"{key}/image_{which}", image, own, _winoground_kinds(entry), first + number)
+        else:
+            name, right, negative = _SUGARCREPE
+            wrong = entry.get(negative)
+            texts = [
+                _text({negative: each}, negative, where) for each in (wrong if isinstance(wrong, list) else [wrong])
+            ]
+            if not texts:
+                raise DataError(f"{where}: {negative!r} is empty")
+            image = _image(images, _text(entry, name, where), where)
+            yield Pair(key, image, (_text(entry, right, where), *texts), (file.stem,))
+
+
+def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The examples of a file with their ids: as given, or else their numbers.
+
+    Raises:
+        DataError: not JSON or CSV, an entry that is no object, an id that occurs twice.
+    """
+    text = read_text(file, "path")
+    try:
+        if file.suffix == ".csv":
+            content: Any = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        elif file.suffix == ".jsonl":
+            content = [_json(line, file) for line in text.splitlines() if line.strip()]
+        else:
+            content = _json(text, file)
+    except (ValueError, RecursionError, csv.Error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: not {file.suffix[1:].upper()}: {error}") from error
+    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else []
+    found = []
+    for number, entry in entries:
+        if not isinstance(entry, dict):
+            raise DataError(f"{file}: example {number!r}: expected an object, got {str(entry)[:40]!r}")
+        found.append((str(number) if isinstance(content, dict) else str(entry.get("id", number)), entry))
+    return found
+
+
+def _json(text: str, file: Path) -> Any:
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        entry = dict(items)
+        if len(entry) < len(items):  # json keeps the last of equal keys, silently
+            names = [name for name, _ in items]
+            raise DataError(f"{file}: the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        return entry
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _text(entry: dict[str, Any], name: str, where: str) -> str:
+    """A field's text in one line."""
+    value = entry.get(name)
+    if value is None:
+        raise DataError(f"{where}: no {name!r}; expected {', '.join(_SUGARCREPE)} or {', '.join(_WINOGROUND)}")
+    line = " ".join(value.split()) if isinstance(value, str) else ""
+    if not line:
+        raise DataError(f"{where}: {name!r} is empty or no text: {str(value)[:40]!r}")
+    return line
+
+
+def _image(folder: Path, name: str, where: str) -> Path:
+    path = folder / within_folder(folder, name, where)
+    for each in (path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES)):
+        if each.is_file():
+            return each
+    raise DataError(f"{where}: no image {name!r} in {folder}")
+
+
+def _winoground_kinds(entry: dict[str, Any]) -> tuple[str, ...]:
+    fields = {"tag": entry.get("collapsed_tag") or entry.get("tag"), "num_main_preds": entry.get("num_main_preds")}
+    return tuple(f"{name} {value}" for name, value in fields.items() if value not in (None, ""))

@@ -1,0 +1,93 @@
+"""Zero-shot accuracy on corrupted images: mean, by kind and severity, and what of the clean accuracy is lost.
+
+See `mmrep.evaluation.tasks.corrupted` for what the corruptions are, and why the figures are no published mCE.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from numpy import ndarray
+
+from mmrep.config.robustness import CORRUPTIONS
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import centre_of
+from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.tasks.corrupted import Corrupted
+from mmrep.evaluation.tasks.view_predictions import Predictions, check_classes, predict
+
+
+def corruption(context: Context) -> list[Evaluation]:
+    """Accuracy under every kind and severity of `config.corruption`, and on the clean images, under every model.
+
+    Raises:
+        ConfigError: a set without classes.
+        DataError: an image that can't be read.
+        MmrepError: scores that are not finite.
+    """
+    check_classes(context, "corruption")
+    config = context.config.corruption
+    kinds, severities = config.kinds or CORRUPTIONS, config.severities
+    views: dict[str, list[View]] = {}
+    for name, model in context.models.items():
+        rows, columns = model.image.size
+        corrupted = [Corrupted(rows, columns, kind, severity, config.seed) for kind in kinds for severity in severities]
+        views[name] = [centre_of(model), *corrupted]
+    labels = np.asarray(context.labels)
+    classes = len(context.evalset.classnames)
+    return [corruption_metrics(found, labels, classes, kinds, severities) for found in predict(context, views)]
+
+
+def corruption_metrics(
+    predictions: Predictions,
+    labels: Int64[ndarray, " images"],
+    classes: int,
+    kinds: tuple[str, ...],
+    severities: tuple[int, ...],
+) -> Evaluation:
+    """corruption_acc1: the mean of acc1 over kinds and severities; corruption_relative_drop: 1 − that over clean acc1.
+
+    Args:
+        predictions: under the clean view first, then under every kind with every severity, severity by severity.
+        labels: of the images.
+        classes: how many there are.
+        kinds: names.
+        severities: numbers.
+    """
+    right = predictions.classes == labels[:, None]
+    metrics, further, cells = _figures(right, len(kinds))
+    worst_metrics, worst_further, _ = _figures(right & ~predictions.tied, len(kinds))
+    by_kind = {kind: dict(zip(map(str, severities), row, strict=True)) for kind, row in zip(kinds, cells, strict=True)}
+    head = ["corruption", *(f"severity {severity}" for severity in severities), "mean"]
+    rows = [[kind, *map(str, row), str(np.mean(row))] for kind, row in zip(kinds, cells, strict=True)]
+    means = [float(column) for column in np.mean(cells, axis=0)]
+    rows.append(["mean", *map(str, means), str(metrics["corruption_acc1"])])
+    outcomes = {
+        "label": labels,
+        "clean_right": right[:, 0],
+        "right": right[:, 1:].reshape(len(labels), len(kinds), len(severities)),
+        "tied": predictions.tied,
+        "kinds": np.array(kinds),
+        "severities": np.array(severities),
+    }
+    return Evaluation(
+        metrics,
+        {"corruption_acc1": 1 / classes},
+        outcomes,
+        further,
+        {**worst_metrics, **worst_further},
+        details={"acc1": by_kind, "acc1_by_severity": dict(zip(map(str, severities), means, strict=True))},
+        tables={"acc1": [head, *rows]},
+    )
+
+
+def _figures(
+    right: Bool[ndarray, "images views"], kinds: int
+) -> tuple[dict[str, float], dict[str, float], list[list[float]]]:
+    """The metric, the further figures, and acc1 by kind and severity."""
+    clean, *corrupted = right.mean(0).tolist()
+    cells = np.reshape(corrupted, (kinds, -1))
+    mean = float(cells.mean())
+    further = {"corruption_clean_acc1": clean}
+    if clean > 0:
+        further["corruption_relative_drop"] = 1 - mean / clean
+    return {"corruption_acc1": mean}, further, cells.tolist()

@@ -1,0 +1,121 @@
+"""k nearest neighbours among the training images: exact, by cosine similarity, votes weighted by similarity."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mmrep.config.checks import require
+from mmrep.config.probe import KnnConfig
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.tasks.labelled import labelled_splits
+
+_QUERIES, _GALLERY = 512, 16384
+"""Rows of either side that are compared at once: 32 MiB of similarities."""
+
+
+def knn(context: Context) -> list[Evaluation]:
+    """knn_acc1@K of a set under every model, its training split being the neighbours.
+
+    Raises:
+        ConfigError: no classes, no training split, or one with fewer than K images.
+    """
+    config = context.config.knn
+    split = labelled_splits(context, "knn")
+    require(
+        max(config.k) <= len(split.train),
+        f"evaluation.knn.k: {max(config.k)} neighbours, but the training split of {context.evalset.name} has "
+        f"{len(split.train)} images; lower k",
+    )
+    return [
+        knn_metrics(images.to(model.device), train.to(model.device), split.test, split.train, split.classes, config)
+        for model, images, train in zip(context.models.values(), context.images, context.train.images, strict=True)
+    ]
+
+
+def knn_metrics(
+    images: Float[Tensor, "images embed"], train: Float[Tensor, "train embed"],
+    labels: Int64[Tensor, " images"], train_labels: Int64[Tensor, " train"], classes: int, config: KnnConfig,
+) -> Evaluation:  # fmt: skip
+    """knn_acc1@K: share of images whose own class has most votes; a neighbour's vote weighs exp(similarity / T).
+
+    Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", arXiv 1805.01978, section
+    3.4; K = 20 and T = 0.07 as in Caron et al., "DINO", arXiv 2104.14294. Classes with equal votes: the lower one, and
+    in `pessimistic` a wrong one. Outcomes: `label`, `predicted@K` and `pessimistic_right@K`.
+
+    Args:
+        images: of unit length.
+        train: of unit length, on the same device.
+        labels: on the CPU.
+        train_labels: on the CPU.
+        classes: number of classes.
+        config: numbers of neighbours, temperature.
+    """
+    similarities, neighbours = nearest(images, train, max(config.k))
+    # Votes count relative to each other: the nearest neighbour's is 1, so that no temperature overflows.
+    weights = ((similarities - similarities[:, :1]).double() / config.temperature).exp().cpu()
+    voted = train_labels[neighbours.cpu()]
+    outcomes, metrics, pessimistic = {"label": labels.numpy().astype(np.int32)}, {}, {}
+    for k in config.k:
+        predicted, sure = _vote(weights[:, :k], voted[:, :k], labels, classes)
+        outcomes[f"predicted@{k}"] = predicted.numpy().astype(np.int32)
+        outcomes[f"pessimistic_right@{k}"] = sure.numpy()
+        metrics[f"knn_acc1@{k}"] = float((predicted == labels).double().mean())
+        pessimistic[f"knn_acc1@{k}"] = float(sure.double().mean())
+    return Evaluation(metrics, dict.fromkeys(metrics, 1 / classes), outcomes, pessimistic=pessimistic)
+
+
+def nearest(
+    queries: Float[Tensor, "queries embed"], gallery: Float[Tensor, "gallery embed"], k: int
+) -> tuple[Float[Tensor, "queries k"], Int64[Tensor, "queries k"]]:
+    """The k gallery rows of largest inner product, largest first; of equal ones the lower index first.
+
+    Exact, in blocks of both sides: never queries × gallery in memory.
+
+    Args:
+        queries: one side.
+        gallery: the other, on the same device, with at least k rows.
+        k: how many.
+
+    Returns:
+        Inner products and rows of the gallery.
+    """
+    parts = []
+    for query in queries.split(_QUERIES):
+        best = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+        for start in range(0, len(gallery), _GALLERY):
+            scores = query @ gallery[start : start + _GALLERY].T
+            value, index = _top(scores, min(k, scores.shape[1]))
+            # What was found before has lower indices, and stands first.
+            value, index = torch.cat([best[0], value], 1), torch.cat([best[1], index + start], 1)
+            value, order = value.sort(dim=1, descending=True, stable=True)
+            best = value[:, :k], index.gather(1, order)[:, :k]
+        parts.append(best)
+    return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
+
+
+def _top(scores: Float[Tensor, "rows columns"], k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk with ties by the lower index, which topk does not promise."""
+    value, index = scores.topk(k, dim=1)
+    index, order = index.sort(dim=1)
+    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
+    index = index.gather(1, order)
+    cut = (scores >= value[:, -1:]).sum(1) > k  # more tie with the last than have a place
+    if cut.any():
+        sorted_scores = scores[cut].sort(dim=1, descending=True, stable=True)
+        value[cut], index[cut] = sorted_scores.values[:, :k], sorted_scores.indices[:, :k]
+    return value, index
+
+
+def _vote(weights: Tensor, voted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The class of most votes, and whether the right one has more than any other."""
+    predicted, sure = [], []
+    for start in range(0, len(labels), _QUERIES):
+        rows = slice(start, start + _QUERIES)
+        votes = torch.zeros(len(labels[rows]), classes, dtype=weights.dtype)
+        votes.scatter_add_(1, voted[rows], weights[rows])
+        right = votes.gather(1, labels[rows, None])
+        predicted.append(votes.argmax(1))
+        sure.append((votes >= right).sum(1) == 1)
+    return torch.cat(predicted), torch.cat(sure)

@@ -1,0 +1,91 @@
+"""Image embeddings at several scales, merged by their maximum (SuperGlobal, arXiv 2308.06954)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mmrep.config.checks import MmrepError, require
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.cache import image_key
+from mmrep.evaluation.embedding.embed import Views, embed_images
+from mmrep.evaluation.embedding.views import Centre
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.resolution import at_resolution
+
+
+def scaled_size(model: DualEncoder, scale: float) -> tuple[int, int]:
+    """Rows and columns of the model's images times `scale`, to the nearest multiple of its patch, at least one."""
+    size = zip(model.image.size, model.image.trunk.patch_embed.patch_size, strict=True)
+    rows, columns = (max(1, round(side * scale / patch)) * patch for side, patch in size)
+    return rows, columns
+
+
+def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[Tensor, "images embed"]]:
+    """The image embeddings of a set under every model: the maximum over scales, element by element, of unit length.
+
+    At each scale the model's evaluation transform makes an image of its size times the scale, the position embedding is
+    resampled, and the embedding brought to unit length; so is their maximum. Every image is decoded once. Of
+    SuperGlobal's changes this is the one that embeddings allow; the others are changes of the trunk and the pooling.
+    On the CPU; from the cache where there is one.
+
+    Raises:
+        ConfigError: a trunk that can't be resized; a model under FSDP2.
+        MmrepError: embeddings that are not finite.
+    """
+    sizes = {name: sorted({scaled_size(model, scale) for scale in scales}) for name, model in context.models.items()}
+    if all(sizes[name] == [model.image.size] for name, model in context.models.items()):
+        return context.images
+    records, config, cache = context.evalset.records, context.config, context.cache
+    data = records.digest() if cache else ""
+    keys, found = {}, {}
+    for name, model in context.models.items():
+        if cache:
+            views = ("maximum", *(Centre(*size) for size in sizes[name]))
+            keys[name] = image_key(cache, model, views, data, config.batch_size)
+            rows = cache.get(keys[name])
+            if rows is not None:
+                found[name] = rows
+    missing = [name for name in context.models if name not in found]
+    if missing:
+        made = _embedded(context, {name: sizes[name] for name in missing})
+        for name, rows in zip(missing, made, strict=True):
+            if not rows.isfinite().all():
+                raise MmrepError(
+                    f"model {name}: its embeddings on {context.evalset.name} at scales "
+                    f"{', '.join(map(str, scales))} are not finite; did training diverge?"
+                )
+            if cache:
+                cache.put(keys[name], rows)
+            found[name] = rows
+    return [found[name] for name in context.models]
+
+
+def _embedded(context: Context, sizes: dict[str, list[tuple[int, int]]]) -> list[Float[Tensor, "images embed"]]:
+    """One pass over the images for all models and scales."""
+    for name in sizes:
+        sharded = any(isinstance(parameter, DTensor) for parameter in context.models[name].parameters())
+        require(not sharded, f"model {name}: instance.scales: a model under FSDP2 can't be resized; run without FSDP2")
+    models = [
+        {size: each if each.image.size == size else at_resolution(each, size).eval() for size in sizes[name]}
+        for name in sizes
+        for each in (context.models[name],)
+    ]
+
+    def encode(views: Views) -> list[Tensor]:
+        return [F.normalize(_maximum(scaled, views), dim=-1) for scaled in models]
+
+    views = sorted({Centre(*size) for scaled in models for size in scaled})
+    evalset = context.evalset
+    return embed_images(encode, views, evalset.records, context.config, evalset.name, context.quiet)
+
+
+def _maximum(scaled: dict[tuple[int, int], DualEncoder], views: Views) -> Float[Tensor, "batch embed"]:
+    merged = None
+    for size, model in scaled.items():
+        x = model.encode_image(views[Centre(*size)].to(model.device))
+        merged = x if merged is None else merged.maximum(x)
+    assert merged is not None, "the config wants at least one scale"
+    return merged

@@ -1,0 +1,151 @@
+"""Linear probe: a logistic regression on frozen image embeddings, its penalty chosen within the training split."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmrep.config.checks import require
+from mmrep.config.probe import ProbeConfig
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.classification import class_tables, classification_metrics
+from mmrep.evaluation.scoring.logistic import Linear, Regression
+from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
+
+LOG = logging.getLogger("mmrep")
+
+
+class Trial(NamedTuple):
+    """One penalty.
+
+    Attributes:
+        penalty: λ.
+        accuracy: on the validation part.
+        iterations: of L-BFGS.
+        converged: whether it came to the optimum.
+    """
+
+    penalty: float
+    accuracy: float
+    iterations: int
+    converged: bool
+
+
+def linear_probe(context: Context) -> list[Evaluation]:
+    """lp_acc1, lp_acc5 and lp_mean_per_class_recall of a set under every model, fitted on its training split.
+
+    Raises:
+        ConfigError: no classes, no training split, or one that is too small to hold a part out.
+    """
+    split = labelled_splits(context, "linear_probe")
+    found = []
+    for (name, model), images, train in zip(context.models.items(), context.images, context.train.images, strict=True):
+        where = f"evaluation set {context.evalset.name}: linear probe of {name}"
+        each = probe(train, images, split, context.config.probe, model.device, where)
+        found.append(each._replace(tables=class_tables(each.outcomes, context.evalset.classnames)))
+    return found
+
+
+def probe(
+    train: Float[Tensor, "train embed"], images: Float[Tensor, "images embed"], split: Labelled, config: ProbeConfig,
+    device: torch.device, where: str = "linear probe",
+) -> Evaluation:  # fmt: skip
+    """Chooses the penalty on a part of the training images, fits all of them with it, and scores the others.
+
+    The penalty of highest validation accuracy is taken; of equal ones the largest. Test images take no part in it.
+
+    Args:
+        train: of unit length.
+        images: those to score, of unit length.
+        split: the labels of both.
+        config: penalties, validation share, seed.
+        device: where to compute.
+        where: for warnings.
+
+    Raises:
+        ConfigError: a training split too small to hold a part out.
+    """
+    seen, labels = split.train.unique(return_inverse=True)
+    trials: list[Trial] = []
+    if len(config.penalties) > 1:
+        held = validation_part(labels.numpy(), config.validation, config.seed)
+        require(
+            bool(held.any()),
+            f"{where}: the training split has {len(labels)} images of {len(seen)} classes: none to choose the penalty "
+            f"on; give one penalty in evaluation.probe.penalties",
+        )
+        trials = _tried(train, labels, torch.from_numpy(held), config, device)
+    chosen = max(trials, key=lambda trial: (trial.accuracy, trial.penalty)).penalty if trials else config.penalties[0]
+    fitted = Regression(train, labels, device).fit(chosen)
+    _warn(chosen, trials, fitted, where)
+    scores = (_spread(part, seen, split.classes) for part in fitted.scores(images))
+    details = {
+        "penalty": chosen,
+        "iterations": fitted.iterations,
+        "converged": fitted.converged,
+        "train_images": len(labels),
+        "train_classes": len(seen),
+        "unseen_class_images": split.unseen,
+        "trials": [trial._asdict() for trial in trials],
+    }
+    return classification_metrics(scores, split.test, split.classes, "lp_")._replace(details=details)
+
+
+def validation_part(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which samples are held out: of every class the share, rounded, drawn by Philox bits; at least one stays.
+
+    Args:
+        labels: of the samples.
+        share: of each class.
+        seed: of the draw.
+    """
+    bits = np.random.Philox(key=seed).random_raw(len(labels))
+    order = np.lexsort((bits, labels))
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    held = np.zeros(len(labels), bool)
+    held[order] = place < np.minimum(np.floor(counts * share + 0.5), counts - 1)[labels[order]]
+    return held
+
+
+def _tried(
+    train: Tensor, labels: Int64[Tensor, " train"], held: Bool[Tensor, " train"], config: ProbeConfig,
+    device: torch.device,
+) -> list[Trial]:  # fmt: skip
+    """Every penalty, from the largest on, each fit beginning where the last one ended."""
+    regression = Regression(train[~held], labels[~held], device)
+    trials: list[Trial] = []
+    fitted: Linear | None = None
+    for penalty in sorted(set(config.penalties), reverse=True):
+        fitted = regression.fit(penalty, fitted)
+        accuracy = fitted.accuracy(train[held], labels[held])
+        trials.append(Trial(penalty, accuracy, fitted.iterations, fitted.converged))
+    return trials
+
+
+def _spread(scores: Tensor, seen: Int64[Tensor, " seen"], classes: int) -> Tensor:
+    """Scores of the classes that were seen, among all; the others can't be predicted."""
+    found = torch.full((len(scores), classes), -torch.inf, dtype=scores.dtype)
+    found[:, seen] = scores
+    return found
+
+
+def _warn(chosen: float, trials: list[Trial], fitted: Linear, where: str) -> None:
+    if trials and chosen in (trials[0].penalty, trials[-1].penalty):
+        further = "larger" if chosen == trials[0].penalty else "smaller"
+        LOG.warning(
+            "%s: the best penalty, %g, is at the end of those tried; add %s ones to evaluation.probe.penalties",
+            where, chosen, further,
+        )  # fmt: skip
+    stopped = [f"{trial.penalty:g}" for trial in trials if not trial.converged]
+    if stopped or not fitted.converged:
+        LOG.warning(
+            "%s: the regression did not converge with penalty %s; leave small penalties out of "
+            "evaluation.probe.penalties",
+            where, ", ".join(stopped or [f"{chosen:g}"]),
+        )  # fmt: skip

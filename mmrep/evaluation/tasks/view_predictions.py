@@ -1,0 +1,105 @@
+"""Zero-shot predictions on many views of every image, in the memory of one ordinary batch of images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from mmrep.config.checks import MmrepError, require
+from mmrep.data.transforms import resize_center
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import Views, embed_images
+from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.scoring.classification import class_embeddings, first_twins
+from mmrep.evaluation.tasks.zeroshot import prompts
+
+_TOP = 5
+"""CLIP_benchmark takes acc1 from the five best, and which of equals comes first depends on how many are asked for."""
+
+
+class Predictions(NamedTuple):
+    """What a model takes the images for.
+
+    Attributes:
+        classes: the nearest class under every view; of several equally near ones, the one that torch's topk gives.
+        tied: whether another class is equally near.
+    """
+
+    classes: Int64[ndarray, "images views"]
+    tied: Bool[ndarray, "images views"]
+
+
+@lru_cache(maxsize=4)
+def centred(image: UInt8[Tensor, "3 height width"], rows: int, columns: int) -> UInt8[Tensor, "3 rows columns"]:
+    """`resize_center`, made once for all views of an image that ask for the same size. Not to be changed in place.
+
+    The cache compares images by identity, and keeps the last few alive.
+    """
+    return resize_center(image, (rows, columns))
+
+
+def check_classes(context: Context, task: str) -> None:
+    """Raises ConfigError unless every image of the set has one of at least two classes."""
+    evalset = context.evalset
+    single = evalset.task == "zeroshot" and not evalset.multilabel
+    require(single, f"evaluation set {evalset.name}: task {task} needs images with one class each")
+    require(len(evalset.classnames) > 1, f"evaluation set {evalset.name}: task {task} needs at least two classes")
+
+
+def predict(context: Context, views: Mapping[str, Sequence[View]]) -> list[Predictions]:
+    """Zero-shot predictions under every model.
+
+    Every image is decoded once. A batch has as many images as the batch size holds with all their views, at least one,
+    and goes through a model as one; so thousands of views cost no memory to speak of, and what is kept of each is a
+    class, not an embedding.
+
+    Args:
+        context: of a set with classes.
+        views: by model, as many for each.
+
+    Raises:
+        DataError: an image that can't be read.
+        MmrepError: scores that are not finite.
+    """
+    config, device = context.config, next(iter(context.models.values())).device
+    classes = [
+        class_embeddings(context.encode_texts(model, prompts(context.evalset)), len(context.evalset.classnames))
+        for model in context.models.values()
+    ]
+    # Equal classes get equal scores, which a matrix product alone does not promise.
+    twins = [first_twins(each).to(device) for each in classes]
+    on_device = [each.to(device) for each in classes]
+    distinct = list(dict.fromkeys(view for each in views.values() for view in each))
+
+    def encode(pixels: Views) -> list[Tensor]:
+        found = []
+        for (name, model), own_classes, own_twins in zip(context.models.items(), on_device, twins, strict=True):
+            # One view after another, cut into batches: as many on every process, since the last batch of a set is
+            # smaller only where all its views fit in one.
+            images = torch.cat([pixels[view] for view in views[name]])
+            scores = torch.cat(
+                [model.encode_image(part.to(device)) @ own_classes.T for part in images.split(config.batch_size)]
+            )[:, own_twins]
+            best = scores.topk(min(_TOP, len(own_classes)))
+            tied = best.values[:, 0] == best.values[:, 1]
+            wrong = ~scores.isfinite().all(1)
+            summary = torch.stack([best.indices[:, 0].float(), tied.float(), wrong.float()], 1)
+            found.append(summary.view(len(views[name]), -1, 3).transpose(0, 1).flatten(1))
+        return found
+
+    small = replace(config, batch_size=max(1, config.batch_size // len(distinct)))
+    found = embed_images(encode, distinct, context.evalset.records, small, context.evalset.name, context.quiet)
+    return [_predictions(name, context.evalset.name, each) for name, each in zip(context.models, found, strict=True)]
+
+
+def _predictions(model: str, evalset: str, summary: Tensor) -> Predictions:
+    columns = summary.view(len(summary), -1, 3).numpy()
+    if columns[:, :, 2].any():
+        raise MmrepError(f"model {model}: its scores on {evalset} are not finite; did training diverge?")
+    return Predictions(columns[:, :, 0].astype(np.int64), columns[:, :, 1] > 0)

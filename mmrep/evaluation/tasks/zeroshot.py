@@ -1,0 +1,85 @@
+"""Zero-shot classification: images against class names within templates."""
+
+import logging
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmrep.config.checks import require
+from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import embed_texts
+from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.classification import class_embeddings, class_tables, first_twins, zeroshot_metrics
+from mmrep.evaluation.scoring.multilabel import multilabel_metrics, targets_of, warn_of_absent
+from mmrep.evaluation.sets import EvalSet
+from mmrep.model.dual_encoder import DualEncoder
+
+LOG = logging.getLogger("mmrep")
+
+_NAMED = 10
+
+
+def zeroshot(context: Context) -> list[Evaluation]:
+    """Zero-shot classification of a set under every model.
+
+    Raises:
+        ConfigError: the set has no classes.
+        DataError: a label that no class has.
+    """
+    evalset = context.evalset
+    require(
+        bool(evalset.classnames and evalset.templates),
+        f"evaluation set {evalset.name}: task zeroshot wants classes, and it has no class names or no templates",
+    )
+    texts = prompts(evalset)
+    classes = [
+        class_embeddings(context.encode_texts(model, texts), len(evalset.classnames))
+        for model in context.models.values()
+    ]
+    if evalset.multilabel:
+        targets = targets_of(evalset.records, len(evalset.classnames), evalset.name)
+        warn_of_absent(targets, evalset.classnames, evalset.name)
+        return [
+            multilabel_metrics(images, own, targets, evalset.classnames)
+            for images, own in zip(context.images, classes, strict=True)
+        ]
+    found = []
+    for images, own in zip(context.images, classes, strict=True):
+        each = zeroshot_metrics(images, own, context.labels)
+        found.append(each._replace(tables=class_tables(each.outcomes, evalset.classnames)))
+    _warn_of_ties(context, found, classes)
+    return found
+
+
+def embed_classes(model: DualEncoder, evalset: EvalSet, text_batch: int) -> Float[Tensor, "classes embed"]:
+    """The classes of a set: each the mean over its templates, of unit length."""
+    return class_embeddings(embed_texts(model, prompts(evalset), text_batch), len(evalset.classnames))
+
+
+def prompts(evalset: EvalSet) -> list[str]:
+    """The class names within the templates: class after class, all templates of one together."""
+    return [template.replace("{c}", name) for name in evalset.classnames for template in evalset.templates]
+
+
+def _warn_of_ties(context: Context, found: Sequence[Evaluation], classes: Sequence[Tensor]) -> None:
+    """One warning where ties change a metric, with the number of images and the classes that can't be told apart."""
+    tied = {
+        name: int((each.outcomes["position"] != each.outcomes["pessimistic_position"]).sum())
+        for name, each in zip(context.models, found, strict=True)
+        if each.metrics != each.pessimistic
+    }
+    if not tied:
+        return
+    names: dict[str, None] = {}
+    for own in classes:
+        for label, first in enumerate(first_twins(own).tolist()):
+            if first != label:
+                names[context.evalset.classnames[first]] = None
+    LOG.warning(
+        "evaluation set %s: a wrong class ties with the right one (%s), which the metrics break as CLIP_benchmark does "
+        "and 'pessimistic' counts as wrong; classes with one embedding: %s",
+        context.evalset.name,
+        ", ".join(f"{name}: {count} of {len(context.labels)} images" for name, count in tied.items()),
+        ", ".join(list(names)[:_NAMED]) + (" …" if len(names) > _NAMED else "") if names else "none",
+    )
