@@ -9,10 +9,11 @@ from mmrep.config.checks import require
 from mmrep.config.probe import KnnConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.nearest import nearest
 from mmrep.evaluation.tasks.labelled import labelled_splits
 
-_QUERIES, _GALLERY = 512, 16384
-"""Rows of either side that are compared at once: 32 MiB of similarities."""
+_ROWS = 512
+"""Images whose votes are counted at once."""
 
 
 def knn(context: Context) -> list[Evaluation]:
@@ -66,53 +67,11 @@ def knn_metrics(
     return Evaluation(metrics, dict.fromkeys(metrics, 1 / classes), outcomes, pessimistic=pessimistic)
 
 
-def nearest(
-    queries: Float[Tensor, "queries embed"], gallery: Float[Tensor, "gallery embed"], k: int
-) -> tuple[Float[Tensor, "queries k"], Int64[Tensor, "queries k"]]:
-    """The k gallery rows of largest inner product, largest first; of equal ones the lower index first.
-
-    Exact, in blocks of both sides: never queries × gallery in memory.
-
-    Args:
-        queries: one side.
-        gallery: the other, on the same device, with at least k rows.
-        k: how many.
-
-    Returns:
-        Inner products and rows of the gallery.
-    """
-    parts = []
-    for query in queries.split(_QUERIES):
-        best = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
-        for start in range(0, len(gallery), _GALLERY):
-            scores = query @ gallery[start : start + _GALLERY].T
-            value, index = _top(scores, min(k, scores.shape[1]))
-            # What was found before has lower indices, and stands first.
-            value, index = torch.cat([best[0], value], 1), torch.cat([best[1], index + start], 1)
-            value, order = value.sort(dim=1, descending=True, stable=True)
-            best = value[:, :k], index.gather(1, order)[:, :k]
-        parts.append(best)
-    return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
-
-
-def _top(scores: Float[Tensor, "rows columns"], k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk with ties by the lower index, which topk does not promise."""
-    value, index = scores.topk(k, dim=1)
-    index, order = index.sort(dim=1)
-    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
-    index = index.gather(1, order)
-    cut = (scores >= value[:, -1:]).sum(1) > k  # more tie with the last than have a place
-    if cut.any():
-        sorted_scores = scores[cut].sort(dim=1, descending=True, stable=True)
-        value[cut], index[cut] = sorted_scores.values[:, :k], sorted_scores.indices[:, :k]
-    return value, index
-
-
 def _vote(weights: Tensor, voted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The class of most votes, and whether the right one has more than any other."""
     predicted, sure = [], []
-    for start in range(0, len(labels), _QUERIES):
-        rows = slice(start, start + _QUERIES)
+    for start in range(0, len(labels), _ROWS):
+        rows = slice(start, start + _ROWS)
         votes = torch.zeros(len(labels[rows]), classes, dtype=weights.dtype)
         votes.scatter_add_(1, voted[rows], weights[rows])
         right = votes.gather(1, labels[rows, None])

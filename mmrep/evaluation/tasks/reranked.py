@@ -11,14 +11,13 @@ from mmrep.config.checks import require
 from mmrep.config.instance import InstanceConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.nearest import nearest
 from mmrep.evaluation.scoring.rerank import ROUNDING, Reranked, rerank
 from mmrep.evaluation.tasks.retrieval import flat_captions
 
 LOG = logging.getLogger("mmrep")
 
 RECALL_AT = (1, 5, 10)
-_BLOCK = 2**22
-"""Scores that are held at a time."""
 
 
 def reranked(context: Context) -> list[Evaluation]:
@@ -58,13 +57,8 @@ def rerank_gallery(
         gallery: of unit length.
         config: how many are reordered, and how.
     """
-    size, top = max(1, _BLOCK // len(gallery)), min(config.rerank_top, len(gallery))
-    parts = []
-    for start in range(0, len(queries), size):
-        block = queries[start : start + size]
-        first = (block @ gallery.T).topk(top, dim=1).indices
-        parts.append(rerank(block, gallery, first, config.neighbours, config.beta))
-    return Reranked(torch.cat([part.positions for part in parts]), torch.cat([part.scores for part in parts]))
+    first = nearest(queries, gallery, min(config.rerank_top, len(gallery)))[1]
+    return rerank(queries, gallery, first, config.neighbours, config.beta)
 
 
 def _evaluated(results: Reranked, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig) -> Evaluation:
