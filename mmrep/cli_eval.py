@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from mmrep.cli_options import (
     open_local,
     read_suites,
     require_free,
+    require_writable,
     with_speed,
 )  # fmt: skip
 from mmrep.config.checks import one_of, require
-from mmrep.config.evaluation import SetConfig
+from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.sweep import GEM_LIKE, SweepConfig, parse_exponents
 from mmrep.config.tree import TrainConfig
 from mmrep.options import parse_config
@@ -57,21 +59,26 @@ def run_eval(argv: list[str]) -> None:
     parser.add_argument("--output", help="JSON file (default: OUTPUT_DIR/results.json)")
     parser.add_argument("--output_dir", default="results", help="folder for results.json and outcomes/")
     args = parser.parse_args(argv)
-    config = with_speed(read_suites(args, args.task.split(",")), args, cache=not args.no_cache)
-    require(bool(config.sets), "nothing to evaluate on: give --suite FILE or --data DIR")
+    configs = read_suites(args, args.task.split(","))
+    require(bool(configs), "nothing to evaluate on: give --suite FILE or --data DIR")
     names = model_names(args.model)
     output = Path(args.output) if args.output else Path(args.output_dir) / "results.json"
 
     from mmrep import distributed
+    from mmrep.evaluation.outcome_names import file_stem, model_folder
     from mmrep.evaluation.suite import evaluate_each, table, write_figures, write_outcomes
 
     device = find_device(args.device)
-    sets = open_local(config.sets)
+    groups = [(config, open_local(config.sets)) for config in configs]
+    count = sum(len(sets) for _, sets in groups)
+    require_writable("--output" if args.output else "--output_dir", output.parent)
     cache, models, about = load_models(args, names, device)
+    kept = None if args.no_cache else cache
     datasets: dict[str, dict[str, Any]] = {}
     results, quiet, begin = [], is_quiet(), time.monotonic()
     try:
-        for found in evaluate_each(models, sets, config, quiet, cache if config.cache else None):
+        passes = (evaluate_each(models, sets, config, quiet, kept) for config, sets in groups)
+        for found in chain.from_iterable(passes):
             results += found
             evalset, seconds = found[0].evalset, round(time.monotonic() - begin, 2)
             begin = time.monotonic()
@@ -79,12 +86,16 @@ def run_eval(argv: list[str]) -> None:
             datasets[evalset.name] = digest
             if distributed.rank() == 0:
                 write_outcomes(found, output.parent)
-                write_figures(results, output, about | {"datasets": datasets})
+                outcomes = [
+                    f"outcomes/{model_folder(one.model)}/{file_stem(one.evalset.name, one.evalset.task, one.task)}.npz"
+                    for one in results
+                ]
+                write_figures(results, output, about | {"datasets": datasets, "outcomes": outcomes})
             if quiet:
                 LOG.info("%s: %d images, %.1f s (%d of %d sets)", evalset.name, digest["n"], seconds,
-                         len(datasets), len(sets))  # fmt: skip
+                         len(datasets), count)  # fmt: skip
     except KeyboardInterrupt as error:
-        done = f"{output} has {len(datasets)} of {len(sets)} sets" if datasets else "nothing is written"
+        done = f"{output} has {len(datasets)} of {count} sets" if datasets else "nothing is written"
         raise Stopped(f"interrupted: {done}; the same command goes on faster, from the cache") from error
     if distributed.rank() == 0:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -113,7 +124,8 @@ def run_embed(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     one_of("--format", args.format, ("npy", "parquet"))
     one_of("--dtype", args.dtype, ("float32", "float16"))
-    config = with_speed(read_suites(args, ["auto"]), args, cache=not args.no_cache)
+    configs = read_suites(args, ["auto"], joined=True)
+    config = configs[0] if configs else with_speed(EvaluationConfig(), args)
     require(bool(config.sets or args.texts), "nothing to embed: give --data DIR, --suite FILE or --texts FILE")
     names, output = model_names(args.model), Path(args.output_dir)
     require_free("--output_dir", output)
@@ -126,7 +138,7 @@ def run_embed(argv: list[str]) -> None:
 
     from mmrep import distributed
     from mmrep.evaluation.context import Context
-    from mmrep.evaluation.embedding.cached import embed_texts_cached
+    from mmrep.evaluation.embedding.cached import embed_texts_cached, require_finite
     from mmrep.evaluation.embedding.tokens import check_vocabulary, warn_of_cut
     from mmrep.evaluation.embedding.written import Form, check_form, write_set, write_texts
     from mmrep.evaluation.sets import open_set
@@ -135,9 +147,10 @@ def run_embed(argv: list[str]) -> None:
     check_form(form)
     device = find_device(args.device)
     sets = open_local(config.sets)
+    require_writable("--output_dir", output)
     cache, models, about = load_models(args, names, device)
     facts = {name: {"mmrep": __version__, "model": {"name": name, **about["models"][name]}} for name in models}
-    used = cache if config.cache else None
+    used = None if args.no_cache else cache
     written = []
     for each in sets:
         evalset = open_set(each) if isinstance(each, SetConfig) else each
@@ -146,8 +159,9 @@ def run_embed(argv: list[str]) -> None:
     for stem, lines in texts.items():
         for name, model in models.items():
             check_vocabulary(model, name)
-            warn_of_cut(lines, model.tokenizer, stem)
+            warn_of_cut(lines, model.tokenizer, stem, [name])
             rows = embed_texts_cached(model, lines, config.text_batch_size, used)
+            require_finite(rows, name, f"embeddings of {stem}")
             if distributed.rank() == 0:
                 written.append(write_texts(output, name, stem, lines, rows, facts[name], form))
     if distributed.rank() == 0:

@@ -4,15 +4,16 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrep import __version__
 from mmrep.config.checks import ConfigError, one_of, require
-from mmrep.config.evaluation import FORMATS, EvaluationConfig, SetConfig
+from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.suites import merge_suites
-from mmrep.options import parse_config
+from mmrep.options import read_suite
 from mmrep.terminal import Parser
 
 if TYPE_CHECKING:
@@ -21,21 +22,22 @@ if TYPE_CHECKING:
     from mmrep.model.dual_encoder import DualEncoder
 
 PRECISIONS = ("fp32", "bf16")
+DATA_FORMATS = ("webdataset", "folder")
+"""Formats that need no more than a path; the others' sets stand in a suite."""
 
 
 def check_sets(sets: list[SetConfig]) -> None:
     """What can be found wrong with sets before anything heavy is imported.
 
     Raises:
-        ConfigError: see `mmrep.evaluation.sources.check.check_set`; two sets of one name.
+        ConfigError: see `mmrep.evaluation.sources.check.check_set`; two sets that would write to one file.
     """
+    from mmrep.evaluation.outcome_names import check_set_names
     from mmrep.evaluation.sources.check import check_set
 
     for each in sets:
         check_set(each)
-    names = [each.result_name for each in sets]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    require(twice is None, f"two evaluation sets are called {twice!r}: give one of them a name")
+    check_set_names([(each.result_name, each.tasks) for each in sets])
 
 
 def add_models(parser: Parser) -> None:
@@ -51,13 +53,15 @@ def add_models(parser: Parser) -> None:
 
 def add_sets(parser: Parser) -> None:
     parser.add_argument(
-        "--suite", nargs="+", action="extend", default=[], help="YAML files with sets, batch_size, tasks' options"
-    )
+        "--suite", nargs="+", action="extend", default=[],
+        help="YAML files with sets, and batch_size and tasks' options for these",
+    )  # fmt: skip
     parser.add_argument("--data", nargs="+", action="extend", default=[], help="folders or addresses of sets")
     parser.add_argument("--split", default="test", help="of --data (default: test)")
     parser.add_argument(
-        "--data_format", default="webdataset", help=f"of --data: {', '.join(FORMATS)} (default: webdataset)"
-    )
+        "--data_format", default="webdataset",
+        help="of --data: webdataset (default) or folder; sets of annotation files stand in a suite",
+    )  # fmt: skip
 
 
 def add_cache(parser: Parser) -> None:
@@ -79,16 +83,42 @@ def with_speed(config: EvaluationConfig, args: argparse.Namespace, **fields: Any
     return dataclasses.replace(config, **given, **fields)
 
 
-def read_suites(args: argparse.Namespace, tasks: list[str]) -> EvaluationConfig:
-    """All of --suite and --data as one config, its sets checked."""
+def read_suites(args: argparse.Namespace, tasks: list[str], joined: bool = False) -> list[EvaluationConfig]:
+    """All of --suite and --data, a config for all that have the same options; `add_speed` overrides these.
+
+    Args:
+        args: of the verb.
+        tasks: of --data.
+        joined: take the first one's options for all, where tasks' options don't matter: one config, each set once.
+
+    Raises:
+        ConfigError: wrong use, a suite that is none; see `merge_suites` and `check_sets`.
+    """
     if args.precision is not None:
         one_of("--precision", args.precision, PRECISIONS)
-    one_of("--data_format", args.data_format, FORMATS)
-    suites = [(file, parse_config(EvaluationConfig, "eval", ["--config", file])) for file in args.suite]
-    own = [SetConfig(path, task=tasks, split=args.split, format=args.data_format) for path in args.data]
-    merged = merge_suites([*suites, ("--data", EvaluationConfig(sets=own))])
-    check_sets(merged.sets)
+    suites = [(file, read_suite(file)) for file in args.suite]
+    if args.data:
+        suites.append(("--data", EvaluationConfig(sets=_given_sets(args, tasks))))
+    if joined:
+        suites = [(file, dataclasses.replace(suites[0][1], sets=suite.sets)) for file, suite in suites]
+    merged = merge_suites([(file, with_speed(suite, args, cache=not args.no_cache)) for file, suite in suites])
+    check_sets([each for config in merged for each in config.sets])
     return merged
+
+
+def _given_sets(args: argparse.Namespace, tasks: list[str]) -> list[SetConfig]:
+    """The sets of --data."""
+    one_of("--data_format", args.data_format, DATA_FORMATS)
+    for path in args.data:
+        place = Path(path).expanduser()
+        require(not place.is_file(), f"--data {path}: is a file: list it in a suite (--suite) with its `format`")
+        packed = args.data_format != "webdataset" or not place.is_dir() or any(place.glob("*/nshards.txt"))
+        require(
+            packed or (place / args.split / "nshards.txt").is_file(),
+            f"--data {path}: no {args.split}/nshards.txt, so not in CLIP_benchmark's layout; "
+            "a folder of class folders? give --data_format folder, with --split . where they lie in the folder itself",
+        )
+    return [SetConfig(path, task=tasks, split=args.split, format=args.data_format) for path in args.data]
 
 
 def open_local(sets: list[SetConfig]) -> list["EvalSet | SetConfig"]:
@@ -149,14 +179,37 @@ def find_device(asked: str | None) -> str:
 
 def model_names(sources: list[str]) -> dict[str, str]:
     """Short names for models in results: the folder's (of the run, for a final/), made different where two are
-    alike."""
+    alike.
+
+    Raises:
+        ConfigError: a model twice, two names that are one as a folder's.
+    """
+    from mmrep.evaluation.outcome_names import check_model_names
+
     names: dict[str, str] = {}
     for source in sources:
         path = Path(source.removeprefix("hf-hub:"))
         name = path.resolve().parent.name if path.name == "final" else path.name or str(path)
         names[name if name not in names else source] = source
     require(len(names) == len(sources), "--model: the same model twice")
+    check_model_names(names)
     return names
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Makes a folder, and tries whether a file can be written there; the first of several processes does.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: can't write there: {error.strerror}") from error
 
 
 def require_free(option: str, folder: Path) -> None:

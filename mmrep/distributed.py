@@ -5,7 +5,7 @@ import os
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as all_gather_with_grad
 from torch.distributed.tensor import DTensor
 
@@ -90,6 +90,17 @@ def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows 
     values = rows.to(device) if own and rows is not None else torch.empty((count, width), device=device)
     dist.broadcast(values, 0)
     return values.cpu()
+
+
+@torch.no_grad()
+def copy_from_first(module: nn.Module) -> None:
+    """Gives a module the first process's parameters and buffers, in place; none may be sharded."""
+    if world_size() == 1:
+        return
+    for value in (*module.parameters(), *module.buffers()):
+        received = value.detach().to(_device()).contiguous()
+        dist.broadcast(received, 0)
+        value.copy_(received)
 
 
 def whole(tensor: Tensor) -> Tensor:

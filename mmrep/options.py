@@ -1,15 +1,18 @@
 """From YAML files and dotted options to a config; whatever is wrong with them is one line."""
 
 import argparse
+import dataclasses
 import difflib
 import json
 import re
+import typing
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmrep.config.checks import ConfigError, require
+from mmrep.config.evaluation import EvaluationConfig
 
 T = TypeVar("T")
 
@@ -37,10 +40,54 @@ def parse_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
         raise ConfigError(_explain(error, list(parser.get_defaults().keys()))) from error
 
 
+def read_suite(file: str) -> EvaluationConfig:
+    """A suite: sets, speed and tasks' options.
+
+    Raises:
+        ConfigError: see `parse_config`; the line begins with the file.
+    """
+    require(Path(file).is_file(), f"--suite: no such file: {file}")
+    argv = ["--config", file]
+    try:
+        check_keys(EvaluationConfig, read_configs(argv)[0])
+        return parse_config(EvaluationConfig, "eval", argv)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {str(error).removeprefix(f'--config {file}: ')}") from error
+
+
+def check_keys(kind: Any, content: dict[Any, Any], place: str = "") -> None:
+    """Finds keys that a config's dataclass, or one within it, does not have.
+
+    Args:
+        kind: the dataclass.
+        content: what is to become one.
+        place: where that stands, before the key.
+
+    Raises:
+        ConfigError: the first such key, with the nearest right one, or all.
+    """
+    types = typing.get_type_hints(kind)
+    for key, value in content.items():
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(types)}"
+            raise ConfigError(f"unknown key {f'{place}{key}'!r}; {hint}")
+        kinds = (types[key], *typing.get_args(types[key]))
+        inner = next((each for each in kinds if dataclasses.is_dataclass(each)), None)
+        several = typing.get_origin(types[key]) is list and isinstance(value, list)
+        for number, part in enumerate(value if several else [value]):
+            own = f"{place}{key}" + (f"[{number}]" if several else "")
+            if inner and isinstance(part, dict):
+                check_keys(inner, part, f"{own}.")
+            elif inner and several:
+                raise ConfigError(f"{own}: expected keys and values, as in {{path: DIR}}, got {part!r}")
+
+
 def _explain(error: Exception, valid: list[str]) -> str:
     """jsonargparse's message in the user's words: the key, what was expected, the nearest right one."""
     text = " ".join(str(getattr(error, "message", None) or error).replace("Parser key ", "").split())
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
     unknown = re.search(r"Option '([^']+)' is not accepted|unrecognized arguments: --([\w.]+)", text)
     if unknown:
         key = unknown[1] or unknown[2]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import png
 
 from mmrep.cli import main
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
@@ -45,6 +47,7 @@ def test_images_and_captions_of_several_models(saved: Path, colour_set: Path, tm
         meta = json.loads((folder / "meta.json").read_text())
         about = {key: meta[key] for key in ("images", "texts", "dim", "format", "dtype", "normalised")}
         assert about == {"images": 16, "texts": 0, "dim": 16, "format": "npy", "dtype": "float32", "normalised": True}
+        assert meta["view"] == "Centre(rows=16, columns=16)"
         assert meta["model"]["source"] == str(saved / name) and meta["dataset"]["digest"] == evalset.records.digest()
         texts = np.load(out / name / "retrieval" / "texts.npy")
         assert texts.shape == (32, 16) and texts.dtype == np.float32
@@ -54,6 +57,31 @@ def test_images_and_captions_of_several_models(saved: Path, colour_set: Path, tm
         captions = lines(out / name / "retrieval" / "images.jsonl")[3]["captions"]
         assert captions == [row["text"] for row in ids[6:8]] and len(captions) == 2
     assert not list(out.rglob("*.part"))
+
+
+def test_captions_of_pairs_and_each_set_once(saved: Path, colour_set: Path, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.png").write_bytes(png((len(name), 40, 90)))
+    entries = [
+        {"filename": "b.png", "caption": "right one", "negative_caption": ["wrong", "worse"]},
+        {"filename": "a.png", "caption": "another", "negative_caption": "right one"},
+    ]
+    (tmp_path / "kinds.json").write_text(json.dumps(entries))
+    pairs = {"path": str(tmp_path / "kinds.json"), "name": "kinds", "task": "pairs", "images": str(tmp_path)}
+    colours = {"path": str(colour_set), "name": "colours"}
+    for name, options in (("one", {"instance": {"rerank": True}}), ("two", {"knn": {"k": [1]}})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"sets": [colours, pairs], **options}))
+    suites = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    out = tmp_path / "out"
+    assert main(["embed", "--model", str(saved / "avg"), "--suite", *suites, "--output_dir", str(out)]) == 0
+    assert sorted(path.name for path in (out / "avg").iterdir()) == ["colours", "kinds"]
+    ids = lines(out / "avg/kinds/texts.jsonl")
+    assert [(row["text"], row["image"], row["right"]) for row in ids] == [
+        ("right one", 0, True), ("wrong", 0, False), ("worse", 0, False), ("another", 1, True), ("right one", 1, False),
+    ]  # fmt: skip
+    rows = np.load(out / "avg/kinds/texts.npy")
+    assert rows.shape == (5, 16) and (rows[0] == rows[4]).all() and (rows[0] != rows[1]).any()
+    assert lines(out / "avg/kinds/images.jsonl")[1]["captions"] == ["another", "right one"]
 
 
 def test_texts_in_half_precision(saved: Path, tmp_path: Path) -> None:
@@ -68,6 +96,18 @@ def test_texts_in_half_precision(saved: Path, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = model.encode_text(model.tokenizer.batch(["something blüe"])[0])
     np.testing.assert_allclose(found[1], expected[0].numpy(), atol=1e-3)
+
+
+def test_texts_that_are_cut_are_counted_by_model(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "queries.txt").write_text("a red square\n" + "red " * 40 + "\n")
+    models = ["--model", str(saved / "avg"), str(saved / "ggem")]
+    options = ["--texts", str(tmp_path / "queries.txt"), "--output_dir", str(tmp_path / "out")]
+    assert main(["embed", *models, *options]) == 0
+    logged = capsys.readouterr().err
+    for name in ("avg", "ggem"):
+        assert f"queries: 1 of 2 texts are longer than the 16 tokens of the context of {name} and are cut" in logged
 
 
 def test_parquet(saved: Path, colour_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,10 @@ def command(saved: Path, colour_set: Path, tmp_path: Path) -> list[str]:
     """Two models on two suites, that share a set."""
     parts: dict[str, Any] = {
         "one": {"sets": [{"path": str(colour_set), "name": "colours"}], "batch_size": 7},
-        "two": {"sets": [{"path": f"{colour_set}/retrieval"}, {"path": str(colour_set), "name": "colours"}]},
+        "two": {
+            "sets": [{"path": f"{colour_set}/retrieval"}, {"path": str(colour_set), "name": "colours"}],
+            "batch_size": 7,
+        },
     }
     for name, content in parts.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -61,7 +64,8 @@ def test_many_models_on_many_suites(
     assert len(digests) == 2
     assert {name: each["n"] for name, each in content["datasets"].items()} == {"colours": 16, "retrieval": 16}
     assert all(each["digest"] and each["seconds"] > 0 for each in content["datasets"].values())
-    assert (out / "outcomes/ggem/retrieval.npz").is_file()
+    assert content["outcomes"] == [f"outcomes/{model}/{name}.npz" for name, model in BOTH]
+    assert all((out / file).is_file() for file in content["outcomes"])
     lines = shown.splitlines()
     assert lines[2].split()[:5] == ["colours", "zeroshot", "16", "acc1", "avg"]
     assert lines[-1] == f"written: {out / 'results.json'}"
@@ -109,17 +113,50 @@ def test_what_is_done_is_written(
         ("--task zeroshot,knm", "task: unknown value 'knm'; did you mean 'knn'?"),
         ("--data_format zip", "--data_format: unknown value 'zip'"),
         ("--split val", "no split 'val'"),
-        ("--suite {tmp}/none.yaml", "no such file"),
+        ("--suite {tmp}/none.yaml", "error: --suite: no such file: "),
+        ("--data_format karpathy", "--data_format: unknown value 'karpathy' (valid: webdataset, folder)"),
+        ("--data {tmp}/file.json", "file.json: is a file: list it in a suite (--suite) with its `format`"),
+        ("--data {tmp}/classes", "classes: no test/nshards.txt, so not in CLIP_benchmark's layout; a folder of class"),
+        ("--output_dir {tmp}/file.json", "--output_dir {tmp}/file.json: can't write there: File exists"),
+        ("--output_dir /proc/none", "--output_dir /proc/none: can't write there: No such file"),
+        ("--output {tmp}/file.json/results.json", "--output {tmp}/file.json: can't write there: File exists"),
         ("--batch_size 0", "evaluation.batch_size: expected a value ≥ 1, got 0"),
     ],
 )
 def test_wrong_use(
-    options: str, message: str, saved: Path, colour_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    options: str, message: str, saved: Path, colour_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("mmrep.model.load.load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    (tmp_path / "file.json").write_text("{}")
+    (tmp_path / "classes/cat").mkdir(parents=True)
     command = ["eval", "--model", str(saved / "avg"), "--data", str(colour_set), *options.format(tmp=tmp_path).split()]
     assert main(command) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and message in err
+    assert err.count("\n") == 1 and message.format(tmp=tmp_path) in err
+
+
+def test_suites_keep_their_options(saved: Path, colour_set: Path, tmp_path: Path) -> None:
+    kinds = {"one": {"shares": [0.5], "seed": 3}, "two": {"shares": [0.25, 0.5, 0.75], "seed": 0}}  # two: the defaults
+    for name, options in kinds.items():
+        evalset = {"path": str(colour_set), "name": "colours", "task": "occlusion"}
+        content = {"sets": [evalset], "occlusion": options}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    suites, out = [str(tmp_path / f"{name}.yaml") for name in kinds], tmp_path / "out"
+    assert main(["eval", "--model", str(saved / "avg"), "--suite", *suites, "--output_dir", str(out)]) == 0
+    one, two = json.loads((out / "results.json").read_text())["results"]
+    assert (one["dataset"], two["dataset"]) == ("colours@one", "colours@two")
+    assert len(one["metrics"]) < len(two["metrics"])
+    again = ["eval", "--model", str(saved / "avg"), "--suite", suites[1], "--output_dir", str(tmp_path / "alone")]
+    assert main(again) == 0
+    (alone,) = json.loads((tmp_path / "alone/results.json").read_text())["results"]
+    assert alone["metrics"] == two["metrics"]
+
+
+def test_speed_on_the_command_line_makes_suites_one(command: list[str], saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text((tmp_path / "two.yaml").read_text().replace("batch_size: 7", "batch_size: 5"))
+    assert main([*command, "--batch_size", "6", "--workers", "0", "--output_dir", str(tmp_path / "out")]) == 0
+    assert rows(tmp_path / "out/results.json") == BOTH
 
 
 def test_two_processes_and_sharded_models_find_what_one_finds(command: list[str], tmp_path: Path) -> None:

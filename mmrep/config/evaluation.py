@@ -1,5 +1,6 @@
 """Which sets a model is evaluated on, and how."""
 
+import posixpath
 import re
 import typing
 from dataclasses import dataclass, field
@@ -105,7 +106,11 @@ class SetConfig:
         for task in self.tasks:
             one_of("task", task, ("auto", *TASKS))
         one_of("format", self.format, FORMATS)
-        require(bool(self.split), f"set {self.path}: split: expected a name, or . for the folder itself")
+        for name in ("split", "train_split"):
+            value = getattr(self, name)
+            require(bool(value), f"set {self.path}: {name}: expected a name, or . for the folder itself")
+            # Two spellings of one split would pass for two.
+            object.__setattr__(self, name, posixpath.normpath(value))
         at_least(f"set {self.path}: captions_per_image", self.captions_per_image, 1)
         self._check_fields()
 

@@ -9,7 +9,7 @@ from mmrep.config.pooling import PoolConfig
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:
-    """What a study looks at inside its trained models, on images of its first evaluation set.
+    """What a study looks at inside its trained models, on images of its first set with captions or one class an image.
 
     Attributes:
         images: images whose activations are measured; 0: no diagnostics at all.

@@ -1,1 +1,1 @@
-"""Evaluation: zero-shot classification and image-text retrieval, as CLIP_benchmark defines them."""
+"""Evaluation of trained models: sets, their embeddings, and the tasks that score these, a suite at a time."""

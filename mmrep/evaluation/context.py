@@ -7,10 +7,10 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
-from mmrep.config.checks import MmrepError, require
+from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embedding.cache import EmbeddingCache
-from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached
+from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached, require_finite
 from mmrep.evaluation.embedding.tokens import check_vocabulary, warn_of_cut
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
@@ -64,24 +64,25 @@ class Context:
             list(self.models.values()), self.evalset.records, self.config, self.cache, self.evalset.name, self.quiet
         )
         for name, images in zip(self.models, found, strict=True):
-            if not images.isfinite().all():
-                raise MmrepError(
-                    f"model {name}: its embeddings on {self.evalset.name} are not finite; did training diverge?"
-                )
+            require_finite(images, name, f"embeddings on {self.evalset.name}")
         return found
 
     def encode_texts(self, model: DualEncoder, texts: list[str]) -> Float[Tensor, "texts embed"]:
         """Text embeddings of unit length, in the order given; a warning counts those that the context cuts.
 
         Raises:
-            MmrepError: the tokenizer does not fit the model.
+            MmrepError: the tokenizer does not fit the model, embeddings that are not finite.
         """
-        check_vocabulary(model, next((name for name, each in self.models.items() if each is model), ""))
+        name = next((name for name, each in self.models.items() if each is model), "")
+        check_vocabulary(model, name)
         asked = (model.tokenizer.context_length, hash(tuple(texts)))
         if asked not in self._asked:
             self._asked.add(asked)
-            warn_of_cut(texts, model.tokenizer, self.evalset.name)
-        return embed_texts_cached(model, texts, self.config.text_batch_size, self.cache)
+            alike = [own for own, each in self.models.items() if each.tokenizer.context_length == asked[0]]
+            warn_of_cut(texts, model.tokenizer, self.evalset.name, alike)
+        found = embed_texts_cached(model, texts, self.config.text_batch_size, self.cache)
+        require_finite(found, name, f"text embeddings on {self.evalset.name}")
+        return found
 
     @cached_property
     def train(self) -> "Context":

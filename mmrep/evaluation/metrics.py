@@ -11,10 +11,10 @@ class Evaluation(NamedTuple):
     """What an evaluator found.
 
     Attributes:
-        metrics: by name, shares in [0, 1] of which more is better; studies compare these.
-        chance: what guessing gives, by the same names.
+        metrics: by name, shares in [0, 1] of which more is better.
+        chance: what guessing gives, by the same names; studies compare the metrics that have a chance level.
         outcomes: for each sample or query, what happened to it.
-        further: other figures by name (ranks, mAP@k), which studies don't compare.
+        further: other figures by name (ranks, mAP@k), which have no chance level.
         pessimistic: for metrics and further figures that ties can change, by the same names: what they would be if
             whatever ties with the right answer stood before it.
         details: what else the results' JSON keeps, such as the hyper-parameters chosen.

@@ -3,7 +3,6 @@
 import csv
 import json
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.outcome_names import check_model_names, check_set_names, file_stem, model_folder
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.tables import align, shortened
 from mmrep.evaluation.tasks.registry import TASK_FUNCTIONS
@@ -61,12 +60,11 @@ def evaluate(
         quiet: show no progress bars.
 
     Raises:
-        ConfigError: two sets of one name, a task that does not fit its set.
+        ConfigError: two sets, or two models, that would write to one file; a task that does not fit its set.
         DataError: a sample that can't be read.
         MmrepError: embeddings that are not finite.
     """
-    for name, count in Counter(evalset.name for evalset in sets).items():
-        require(count == 1, f"evaluation: {count} sets are named {name!r}; give each a name of its own")
+    check_set_names([(evalset.name, evalset.tasks) for evalset in sets])
     cache = EmbeddingCache() if config.cache else None
     return [result for found in evaluate_each(models, sets, config, quiet, cache) for result in found]
 
@@ -82,7 +80,7 @@ def evaluate_each(
 
     Args:
         models: see `evaluate`.
-        sets: those that are not open yet are opened when it is their turn. Their names have to differ.
+        sets: those that are not open yet are opened when it is their turn. Their names have been found to differ.
         config: see `evaluate`.
         quiet: show no progress bars.
         cache: where embeddings are kept and taken from.
@@ -90,6 +88,7 @@ def evaluate_each(
     Yields:
         The results of a set: task after task, and within each model after model.
     """
+    check_model_names(models)
     for each in sets:
         evalset = open_set(each) if isinstance(each, SetConfig) else each
         context = Context(models, evalset, config, quiet, cache)
@@ -131,9 +130,9 @@ def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] |
 def write_outcomes(results: Sequence[Result], folder: Path) -> None:
     """Writes FOLDER/outcomes/MODEL/DATASET.npz and the tables of results."""
     for result in results:
-        place = folder / "outcomes" / result.model.replace("/", "_")
+        place = folder / "outcomes" / model_folder(result.model)
         place.mkdir(parents=True, exist_ok=True)
-        name = result.evalset.name + ("" if result.task == result.evalset.task else f".{result.task}")
+        name = file_stem(result.evalset.name, result.evalset.task, result.task)
         arrays: dict[str, Any] = {"keys": np.array(result.evalset.keys()), **result.evaluation.outcomes}
         with _whole(place / f"{name}.npz") as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig
 from mmrep.config.tree import CompareConfig
 from mmrep.data.transforms import resize_center
@@ -47,12 +48,15 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
         runs: finished.
 
     Returns:
-        Set, metric, and the runs' diagnostics by `POOL-SEED`; empty where the study asks for none.
+        Set, metric, and the runs' diagnostics by `POOL-SEED`; empty where the study asks for none or has no set for it.
     """
     wanted = config.study.diagnostics
     if wanted.images == 0 or not config.evaluation.sets:
         return {}
-    evalset = open_set(config.evaluation.sets[0])
+    evalset = diagnosable_set(config.evaluation.sets)
+    if evalset is None:
+        LOG.warning("no diagnostics: no evaluation set has captions, or one class an image")
+        return {}
     found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
     content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
     if wanted.pictures:
@@ -64,11 +68,21 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
     return content
 
 
+def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
+    """The first set that has captions, or one class an image, whatever tasks are asked of it; None: none has."""
+    for config in sets:
+        evalset = open_set(config)
+        if evalset.task in PRIMARY and not evalset.multilabel:
+            return evalset._replace(tasks=())
+    return None
+
+
 def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
     """A run's diagnostics, from its folder if they are of this very model, set and config."""
     folder, wanted = Path(run.config.output_dir), config.study.diagnostics
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    about = f"{summary['model_digest']} {wanted} {config.evaluation.sets[0]} {len(evalset.records)}"
+    names = f"{evalset.classnames} {evalset.templates}"
+    about = f"{summary['model_digest']} {wanted} {evalset.config} {evalset.records.identity()} {names}"
     key = hashlib.sha256(about.encode()).hexdigest()
     place = folder / DIAGNOSTICS
     with suppress(OSError, ValueError):

@@ -1,6 +1,7 @@
 """A study's results as tables: on the terminal, and as report.md."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from mmrep.study.statistics import MIN_SEEDS
 RESULTS = "results.json"
 SCHEMA = 1
 
-PRIMARY = ("acc1", "image_retrieval_recall@1", "text_retrieval_recall@1")
+PRIMARY = re.compile(
+    r"(lp_|finetune_|corruption_)?acc1|(knn|occlusion)_acc1@.+|mean_average_precision"
+    r"|((reranked_)?image|text)_retrieval_recall@1|instance_(medium_|hard_)?map|(text_|image_)?acc"
+)
+"""The main metrics of the tasks."""
 FEW_PATCHES = 64
 
 _COSTS = {
@@ -31,9 +36,11 @@ def pools_of(results: dict[str, Any]) -> list[str]:
 
 
 def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
-    """Names of the metrics; the main ones only, if `primary`."""
+    """Names of the metrics; the main ones only, if `primary`, and all of a set that has none of those."""
     names = list(dict.fromkeys(name for run in results["runs"] for name in run["metrics"]))
-    return [name for name in names if not primary or name.rsplit("/", 1)[1] in PRIMARY]
+    main = [name for name in names if PRIMARY.fullmatch(name.rpartition("/")[2])]
+    served = {name.rpartition("/")[0] for name in main}
+    return [name for name in names if not primary or name in main or name.rpartition("/")[0] not in served]
 
 
 def metric_rows(results: dict[str, Any], primary: bool) -> list[list[str]]:

@@ -74,10 +74,11 @@ def sweep(
         quiet: show no progress bars.
 
     Raises:
-        ConfigError: no exponents to set, and no head that could be put in.
+        ConfigError: no exponents to set, and no head that could be put in; a set that `check_sweepable` refuses.
         DataError: a sample that can't be read.
         MmrepError: embeddings that are not finite.
     """
+    check_sweepable(sets)
     put_in, head = _swept_head(model, asked)
     states = [State(None, model.image.pool), *(State(p, _at(head, p)) for p in sorted(asked.p))]
     results: list[list[Result]] = [[] for _ in states]
@@ -98,6 +99,19 @@ def sweep(
                 )
             results[i].append(Result(states[i].name, evalset, evalset.task, evaluation))
     return Sweep(states, results, put_in)
+
+
+def check_sweepable(sets: Sequence[EvalSet]) -> None:
+    """Raises ConfigError for a set that asks for more than zero-shot accuracy or retrieval."""
+    for evalset in sets:
+        kind = "a multilabel set" if evalset.multilabel else None
+        other = next((task for task in (evalset.task, *evalset.tasks) if task not in ("zeroshot", "retrieval")), None)
+        found = kind or (other and f"task {other}")
+        require(
+            found is None,
+            f"evaluation set {evalset.name}: {found} can't be swept; a sweep chooses on tasks zeroshot (one class an "
+            "image) and retrieval",
+        )
 
 
 def _swept_head(model: DualEncoder, asked: SweepConfig) -> tuple[PoolConfig | None, PoolingHead]:

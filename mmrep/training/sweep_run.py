@@ -25,7 +25,7 @@ from mmrep.model.load import WEIGHTS, load, save_model
 from mmrep.model.trunk import stage_blocks
 from mmrep.training.data import index_progress
 from mmrep.training.output import SUMMARY
-from mmrep.training.sweep import State, sweep
+from mmrep.training.sweep import State, check_sweepable, sweep
 from mmrep.training.sweep_report import FILE, best_state, remarks, table, write_sweep
 
 LOG = logging.getLogger("mmrep")
@@ -59,10 +59,11 @@ def sweep_run(
         The table and what has to be known to read it.
 
     Raises:
-        ConfigError: nothing to choose on, nothing to sweep, an unknown metric.
+        ConfigError: nothing to choose on, nothing to sweep, an unknown metric, a set with other tasks.
         DataError: a shard or sample that can't be read.
     """
     sets = [open_set(each) for each in given] if given else held_out_sets(config, run)
+    check_sweepable(sets)
     metric = primary_metric(sets, asked.metric)
     model = load(run / "final", device)
     model.precision = config.training.precision

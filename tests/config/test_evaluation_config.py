@@ -34,6 +34,7 @@ def test_suites_parse(path: Path) -> None:
         ({"task": []}, "expected at least one"),
         ({"name": "a/b"}, "no '/' allowed"),
         ({"split": ""}, "split: expected a name"),
+        ({"train_split": ""}, "train_split: expected a name"),
         ({"captions_per_image": 0}, "set x: captions_per_image: expected a value ≥ 1"),
         ({"format": "coco"}, "set x: format coco needs `images`"),
         ({"format": "imagenet-val"}, "set x: format imagenet-val needs `labels`"),
@@ -65,3 +66,10 @@ def test_sets(fields: dict[str, Any], message: str) -> None:
 )
 def test_names_in_results(config: SetConfig, name: str) -> None:
     assert config.result_name == name
+
+
+@pytest.mark.parametrize("split", ["test/", "./test", ".//test", "train/../test"])
+def test_a_split_has_one_spelling(split: str) -> None:
+    config = SetConfig("x", split=split, train_split=split)
+    assert config == SetConfig("x", split="test", train_split="test")
+    assert SetConfig("x", format="folder", split="./").split == "."

@@ -64,6 +64,18 @@ def test_embeddings_that_are_not_finite_are_refused_and_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_text_embeddings_that_are_not_finite_are_refused(
+    tiny: Callable[..., DualEncoder], pairs: EvalSet, tmp_path: Path, cached: bool
+) -> None:
+    model = tiny("avg").eval()
+    with torch.no_grad():
+        model.text.tower.ln_final.bias[0] = float("nan")
+    context = Context({"bad": model}, pairs, CONFIG, cache=EmbeddingCache(tmp_path) if cached else None)
+    with pytest.raises(MmrepError, match="model bad: its text embeddings on retrieval are not finite; did training"):
+        context.encode_texts(model, ["a", "b"])
+
+
 def test_texts_that_are_cut_are_counted_once_a_set(
     model: DualEncoder, pairs: EvalSet, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,8 +90,19 @@ def test_models_are_evaluated_without_dropout(models: dict[str, DualEncoder], se
 
 
 def test_two_sets_of_one_name_are_refused(models: dict[str, DualEncoder], sets: list[EvalSet]) -> None:
-    with pytest.raises(ConfigError, match="2 sets are named 'colours'"):
+    with pytest.raises(ConfigError, match="2 evaluation sets are named 'colours'"):
         evaluate(models, [sets[0], sets[0]], CONFIG)
+
+
+def test_names_that_would_share_a_file_are_refused_before_any_work(
+    models: dict[str, DualEncoder], sets: list[EvalSet]
+) -> None:
+    knn, named = sets[0]._replace(tasks=("knn",)), sets[1]._replace(name="colours.knn")
+    with pytest.raises(ConfigError, match=r"'colours\.knn' would write to the files of 'colours' under task knn"):
+        evaluate(models, [knn, named], CONFIG)
+    clash = {"runs/cls": models["avg"], "runs_cls": models["runs/cls"]}
+    with pytest.raises(ConfigError, match="'runs/cls' and 'runs_cls' would both write to outcomes/runs_cls"):
+        next(evaluate_each(clash, [SetConfig("not/opened")], CONFIG))
 
 
 def test_results_files(results: list[Result], sets: list[EvalSet], tmp_path: Path) -> None:

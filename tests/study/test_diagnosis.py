@@ -2,24 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_tar
+from conftest import colour_samples, write_tar
 from PIL import Image
 
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.data.scenes import Split, encode_png, scene
-from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.study import diagnosis
-from mmrep.study.diagnosis import DIAGNOSTICS, MAPS
+from mmrep.study.diagnosis import DIAGNOSTICS, MAPS, diagnosable_set, diagnose
 from mmrep.study.inside import left_out, sections
+from mmrep.study.plan import plan_runs
 from mmrep.study.report import terminal
 from mmrep.study.runner import compare
 
@@ -101,6 +103,48 @@ def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
     points = results["diagnostics"]["runs"]["avg-0"]["resolution"]
     assert [point["size"][0] for point in points] == [12, 16, 20, 24]
     assert any("has no classes" in reason for reason in left_out(results))
+
+
+def test_a_set_asked_for_other_tasks_serves_too(recipe: Recipe, colour_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(colour_set, tmp_path / "colours")
+    (tmp_path / "colours/train/nshards.txt").write_text("3")
+    sets = [
+        SetConfig(str(colour_set / "retrieval"), name="choices", task="pairs"),
+        SetConfig(str(tmp_path / "colours"), name="colours", task=["knn"]),
+    ]
+    results = compare(study(recipe, sets=sets[1:], pictures=0), "")
+    assert {name.partition("@")[0] for name in results["runs"][0]["metrics"]} == {"colours/knn_acc1"}
+    assert (results["diagnostics"]["dataset"], results["diagnostics"]["metric"]) == ("colours", "acc1")
+    assert all(each["resolution"] for each in results["diagnostics"]["runs"].values())
+    found = diagnosable_set(sets)
+    assert found is not None and (found.name, found.tasks) == ("choices", ())
+
+
+def test_sets_that_can_not_be_diagnosed_are_passed_over(
+    recipe: Recipe, colour_set: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = study(recipe)
+    compare(dataclasses.replace(config, study=dataclasses.replace(config.study, diagnostics=DiagnosticsConfig(0))), "")
+    classes = open_set(SetConfig(str(colour_set)))
+    by_name = {"several": classes._replace(multilabel=True), "pairs": classes._replace(task="pairs"), "one": classes}
+    monkeypatch.setattr(diagnosis, "open_set", lambda each: by_name[each.name])
+    several, pairs, one = (SetConfig("x", name=name) for name in by_name)
+    assert diagnosable_set([several, pairs, one]) == classes._replace(tasks=())
+    none = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sets=[several, pairs]))
+    assert diagnose(none, plan_runs(config)) == {}
+    assert "no diagnostics: no evaluation set has captions, or one class an image" in caplog.text
+
+
+def test_other_images_under_the_same_name_are_measured_again(recipe: Recipe, colour_set: Path, tmp_path: Path) -> None:
+    place = tmp_path / "set"
+    shutil.copytree(colour_set, place)
+    config = study(recipe, sets=[SetConfig(str(place))], images=4, pictures=0)
+    keys = [compare(config, "")["diagnostics"]["runs"]["avg-0"]["key"]]
+    write_tar(place / "test" / "0.tar", colour_samples(16, 150))
+    keys.append(diagnose(config, plan_runs(config))["runs"]["avg-0"]["key"])
+    (place / "classnames.txt").write_text("a\nb\nc\nd\n")
+    keys += [diagnose(config, plan_runs(config))["runs"]["avg-0"]["key"] for _ in range(2)]
+    assert len(set(keys)) == 3 and keys[2] == keys[3]
 
 
 def test_none_are_taken_if_none_are_wanted(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.study import StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.study import runner
-from mmrep.study.report import read_results, terminal
+from mmrep.study.report import metrics_of, read_results, terminal
 from mmrep.study.runner import compare, unpaired
 
 Recipe = Callable[..., TrainConfig]
@@ -151,3 +151,20 @@ def test_preserved_heads_may_have_their_zero_columns_in_other_places() -> None:
 def test_results_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a study is finished when it is there"):
         read_results(tmp_path)
+
+
+def test_every_task_has_its_main_metric_in_the_first_table() -> None:
+    main = [
+        "a/acc1", "a/lp_acc1", "a/knn_acc1@20", "a/finetune_acc1", "a/corruption_acc1", "a/occlusion_acc1@0.5",
+        "a/instance_map", "b/image_retrieval_recall@1", "b/text_retrieval_recall@1", "b/text_acc", "b/image_acc",
+        "b/acc", "b/reranked_image_retrieval_recall@1", "c/mean_average_precision", "d/instance_medium_map",
+    ]  # fmt: skip
+    other = [
+        "a/acc5", "a/mean_per_class_recall", "a/lp_acc5", "a/lp_mean_per_class_recall", "a/instance_recall@1",
+        "a/finetune_mean_per_class_recall", "a/instance_map@10", "b/image_retrieval_recall@10", "d/instance_easy_mp@1",
+        "b/reranked_image_retrieval_recall@10",
+    ]  # fmt: skip
+    unknown = ["e/something_new", "e/else"]
+    results = {"runs": [{"metrics": dict.fromkeys([*main, *other, *unknown], 0.5)}]}
+    assert metrics_of(results, primary=True) == [*main, *unknown]
+    assert metrics_of(results, primary=False) == [*main, *other, *unknown]

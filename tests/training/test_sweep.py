@@ -285,6 +285,33 @@ def test_nothing_to_sweep(tiny: Callable[..., DualEncoder], sets: list[EvalSet])
         sweep(tiny("gem").eval(), sets, SweepConfig(negatives="shift"), SPEED)
 
 
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another task": ({"tasks": ("zeroshot", "knn")}, "task knn"),
+    "another task alone": ({"tasks": ("knn",)}, "task knn"),
+    "pairs": ({"task": "pairs"}, "task pairs"),
+    "several classes": ({"multilabel": True}, "a multilabel set"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_swept_is_refused_at_the_start(
+    tiny: Callable[..., DualEncoder], runs: dict[str, Trained], sets: list[EvalSet], monkeypatch: pytest.MonkeyPatch,
+    case: str,
+) -> None:  # fmt: skip
+    change, found = REFUSED[case]
+    wrong, message = (
+        sets[0]._replace(**change),
+        rf"evaluation set colours: {found} can't be swept; .*one class an image",
+    )
+    monkeypatch.setattr("mmrep.training.sweep.embed_images", lambda *_: pytest.fail("embedded"))
+    monkeypatch.setattr("mmrep.training.sweep_run.load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match=message):
+        sweep(tiny("ggem").eval(), [sets[1], wrong], SweepConfig(), SPEED)
+    monkeypatch.setattr("mmrep.training.sweep_run.open_set", lambda _: wrong)
+    with pytest.raises(ConfigError, match=message):
+        sweep_run(runs["ggem"].folder, runs["ggem"].config, SweepConfig(), [SetConfig("x")])
+
+
 WRONG = {
     "no run": ("{root}/none", "not a run: it has no config.yaml"),
     "unfinished": ("{root}/unfinished", "unfinished: not finished, it has no final/: continue it with `mmrep train"),

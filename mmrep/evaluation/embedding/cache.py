@@ -18,6 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 import mmrep
 from mmrep import distributed
@@ -37,8 +38,7 @@ _CODE = (
     "data/decode.py",
     "data/jpeg.py",
     "data/transforms.py",
-    "evaluation/embedding/embed.py",
-    "evaluation/embedding/views.py",
+    "evaluation/embedding/*.py",
 )
 
 Key = Mapping[str, object]
@@ -62,13 +62,15 @@ class EmbeddingCache:
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self.folder = folder or cache_root() / "embeddings"
         self.limit = _limit() if limit is None else limit
-        self._digests: dict[nn.Module, str] = {}
+        self._digests: dict[nn.Module, tuple[object, str]] = {}
 
     def digest(self, tower: nn.Module) -> str:
-        """`weights_digest`, made once a module: for models whose weights stay as they are."""
-        if tower not in self._digests:
-            self._digests[tower] = weights_digest(tower)
-        return self._digests[tower]
+        """`tower_digest`, made once a module and state of it; changes by way of `.data` alone go unnoticed."""
+        tensors = [*tower.parameters(), *tower.buffers()]
+        state = _attributes(tower), [(id(each), 0 if each.is_inference() else each._version) for each in tensors]
+        if tower not in self._digests or self._digests[tower][0] != state:
+            self._digests[tower] = (state, tower_digest(tower))
+        return self._digests[tower][1]
 
     def path(self, key: Key) -> Path:
         """Where a matrix lies."""
@@ -139,7 +141,7 @@ def image_key(cache: EmbeddingCache, model: DualEncoder, view: object, data: str
         cache: which keeps the digests of towers.
         model: the weights and the config that matter to images.
         view: what is cut out of an image; its repr names its options.
-        data: digest of the records.
+        data: identity of the records.
         batch_size: rounding differs with it.
     """
     image = dataclasses.asdict(model.config.image) | {"pretrained": None, "size": model.image.size}
@@ -166,14 +168,37 @@ def model_digest(cache: EmbeddingCache, model: DualEncoder) -> str:
 
 
 @torch.no_grad()
-def weights_digest(tower: nn.Module) -> str:
-    """Of a module's class, parameters and buffers; sharded ones are gathered, so every process has to call it."""
-    state = hashlib.blake2b(type(tower).__qualname__.encode(), digest_size=16)
+def tower_digest(tower: nn.Module) -> str:
+    """Of a module's parameters and buffers, and the classes and plain public attributes of all modules in it.
+
+    Sharded tensors are gathered, so every process has to call it.
+    """
+    state = hashlib.blake2b(_attributes(tower).encode(), digest_size=16)
     for name, tensor in [*tower.named_parameters(), *tower.named_buffers()]:
         values = distributed.whole(tensor.detach()).cpu().contiguous()
         state.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         state.update(values.flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
+
+
+def _attributes(tower: nn.Module) -> str:
+    """The class and plain public attributes of every module in it, as text; evaluation sets `training` itself.
+
+    FSDP2 puts a class over some, and private attributes on all.
+    """
+    found = []
+    for name, module in tower.named_modules():
+        own = next(each for each in type(module).__mro__ if not issubclass(each, FSDPModule))
+        public = {key: value for key, value in vars(module).items() if key != "training" and not key.startswith("_")}
+        plain = [(key, value) for key, value in sorted(public.items()) if _is_plain(value)]
+        found.append((name, own.__qualname__, plain))
+    return repr(found)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(each is None or _is_plain(each) for each in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def _surroundings(model: DualEncoder) -> dict[str, object]:

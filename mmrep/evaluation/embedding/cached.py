@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrep.config.checks import MmrepError
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embedding.cache import EmbeddingCache, image_key, text_key
 from mmrep.evaluation.embedding.embed import centre_of, embed_set, embed_texts
@@ -23,7 +24,7 @@ def embed_set_cached(
     """`embed_set`, for the models that the cache lacks; where it lacks none, no image is decoded."""
     if cache is None:
         return embed_set(models, records, config, name, quiet)
-    data = records.digest()
+    data = records.identity()
     keys = [image_key(cache, model, centre_of(model), data, config.batch_size) for model in models]
     found = [cache.get(key) for key in keys]
     missing = [i for i, rows in enumerate(found) if rows is None]
@@ -51,3 +52,9 @@ def embed_texts_cached(
             cache.put(key, rows)
     places = {text: row for row, text in enumerate(unique)}
     return rows[[places[text] for text in texts]]
+
+
+def require_finite(rows: Float[Tensor, "rows embed"], model: str, what: str) -> None:
+    """Raises MmrepError where embeddings of a model are not finite; `what` they are, and of which set."""
+    if not rows.isfinite().all():
+        raise MmrepError(f"model {model}: its {what} are not finite; did training diverge?")

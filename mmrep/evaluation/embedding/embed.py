@@ -5,6 +5,7 @@ have the embeddings the same bits, where the hardware is the same.
 """
 
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from mmrep import distributed
 from mmrep.config.evaluation import EvaluationConfig
+from mmrep.data.captions import group_id
 from mmrep.data.loader import default_workers
 from mmrep.data.tar import DataError
 from mmrep.evaluation.embedding.views import Centre, View
@@ -45,7 +47,8 @@ class _Images(Dataset[dict[View, Tensor] | DataError]):
             image = self.records.image(position)
         except DataError as error:
             return error
-        return {view: view(image, position) for view in self.views}
+        sample = group_id(self.records.key(position))
+        return {view: view(image, sample) for view in self.views}
 
 
 def _collate(items: list[dict[View, Tensor] | DataError]) -> Views | DataError:
@@ -61,7 +64,11 @@ def _collate(items: list[dict[View, Tensor] | DataError]) -> Views | DataError:
 def _decoded(images: _Images, batches: Sequence[list[int]], workers: int) -> Iterator[Views | DataError]:
     """The batches in order, decoded while the towers work: by worker processes, or else by one thread of this one."""
     if workers:
-        yield from DataLoader[Any](images, batch_sampler=batches, num_workers=workers, collate_fn=_collate)
+        # A generator of its own: else a seed for the workers is drawn from torch's, which training's dropout goes by.
+        own = torch.Generator()
+        yield from DataLoader[Any](
+            images, batch_sampler=batches, num_workers=workers, collate_fn=_collate, generator=own
+        )
         return
 
     def decode(batch: list[int]) -> Views | DataError:
@@ -133,7 +140,8 @@ def embed_images(
         DataError: an image that can't be read, by any process.
     """
     batches = _batches(len(records), config.batch_size)
-    workers = default_workers(1) if config.workers is None else config.workers
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = default_workers(here) if config.workers is None else config.workers
     own = [list(batch) for batch in _own(batches)]
     decoded = _decoded(_Images(records, views), own, workers)
     parts: list[list[Tensor]] = []

@@ -1,7 +1,7 @@
 """Whether a model's tokenizer fits its text tower, and which texts are longer than the tower's context."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mmrep.config.checks import MmrepError
 from mmrep.model.dual_encoder import DualEncoder
@@ -29,13 +29,14 @@ def check_vocabulary(model: DualEncoder, name: str) -> None:
         )
 
 
-def warn_of_cut(texts: list[str], tokenizer: ClipTokenizer, name: str) -> int:
+def warn_of_cut(texts: list[str], tokenizer: ClipTokenizer, name: str, models: Sequence[str]) -> int:
     """Counts distinct texts that are cut to the context, and logs one warning where there are any.
 
     Args:
         texts: doubles count once.
-        tokenizer: of the model.
+        tokenizer: of the models.
         name: of the set.
+        models: names of the models whose context it is.
     """
     context = tokenizer.context_length
     # No token is shorter than a byte.
@@ -45,8 +46,8 @@ def warn_of_cut(texts: list[str], tokenizer: ClipTokenizer, name: str) -> int:
     cut = _with_length(full, ClipTokenizer(_ANY_LENGTH), lambda length: length > context) if full else []
     if cut:
         LOG.warning(
-            "evaluation set %s: %d of %d texts are longer than the %d tokens of the context and are cut, such as %r",
-            name, len(cut), len(unique), context, cut[0][:60],
+            "evaluation set %s: %d of %d texts are longer than the %d tokens of the context of %s and are cut, such as "
+            "%r", name, len(cut), len(unique), context, ", ".join(models), cut[0][:60],
         )  # fmt: skip
     return len(cut)
 

@@ -12,12 +12,13 @@ from mmrep.data.transforms import resize_center_as_pillow
 class View(Protocol):
     """From decoded pixels to pixels of one size. Hashable, and can be pickled."""
 
-    def __call__(self, image: UInt8[Tensor, "3 height width"], position: int) -> UInt8[Tensor, "3 rows columns"]:
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """The view of an image.
 
         Args:
             image: as decoded.
-            position: of the sample in its set, from which anything random is drawn.
+            sample: a number below 2^63 that is made of the sample's key, so that it is the same in any part of the set;
+                anything random is drawn from it.
         """
         ...
 
@@ -37,7 +38,7 @@ class Centre(NamedTuple):
     rows: int
     columns: int
 
-    def __call__(self, image: UInt8[Tensor, "3 height width"], position: int) -> UInt8[Tensor, "3 rows columns"]:
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """See `View`."""
-        del position  # the same for every sample
+        del sample  # nothing is random
         return resize_center_as_pillow(image, (self.rows, self.columns))

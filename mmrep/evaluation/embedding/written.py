@@ -16,6 +16,8 @@ from torch import Tensor
 from mmrep import distributed
 from mmrep.config.checks import require
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import centre_of
+from mmrep.evaluation.outcome_names import model_folder
 from mmrep.evaluation.tasks.retrieval import flat_captions
 
 SCHEMA = 1
@@ -51,6 +53,8 @@ def check_form(form: Form) -> None:
 def write_set(folder: Path, context: Context, about: Mapping[str, Mapping[str, Any]], form: Form) -> list[Path]:
     """Writes FOLDER/MODEL/DATASET/: `images` (rows in the set's order), for captions `texts`, and meta.json.
 
+    Of sets for the task pairs, ids of texts say whether the caption is the image's right one.
+
     All processes call it; the first writes.
 
     Args:
@@ -63,21 +67,22 @@ def write_set(folder: Path, context: Context, about: Mapping[str, Mapping[str, A
         The folders, one a model.
     """
     evalset = context.evalset
-    captions, image_of_text = flat_captions(context.texts) if evalset.task == "retrieval" else ([], torch.zeros(0))
+    captions, image_of_text = flat_captions(context.texts) if _has_captions(context) else ([], torch.zeros(0))
     texts = {name: context.encode_texts(model, captions) for name, model in context.models.items() if captions}
     by_model = dict(zip(context.models, context.images, strict=True))
-    places = {name: folder / name.replace("/", "_") / evalset.name for name in by_model}
+    places = {name: folder / model_folder(name) / evalset.name for name in by_model}
     if distributed.rank() == 0:
         data = {"name": evalset.name, "digest": evalset.records.digest()}
         image_ids = _image_ids(context)
-        text_ids = [{"text": text, "image": int(i)} for text, i in zip(captions, image_of_text, strict=True)]
+        text_ids = _text_ids(context, captions, image_of_text.tolist())
         for name, images in by_model.items():
             with _new_folder(places[name]) as part:
                 _write_rows(part / "images", images, image_ids, form)
                 if captions:
                     _write_rows(part / "texts", texts[name], text_ids, form)
                 counts = {"dataset": data, "images": len(images), "texts": len(captions), "dim": images.shape[1]}
-                _write_meta(part, about[name], counts, form)
+                view = {"view": repr(centre_of(context.models[name]))}
+                _write_meta(part, about[name], counts | view, form)
     return list(places.values())
 
 
@@ -86,7 +91,7 @@ def write_texts(
     about: Mapping[str, Any], form: Form,
 ) -> Path:  # fmt: skip
     """Writes FOLDER/MODEL/NAME/ with `texts` and meta.json; gives that folder."""
-    place = folder / model.replace("/", "_") / name
+    place = folder / model_folder(model) / name
     with _new_folder(place) as part:
         _write_rows(part / "texts", rows, [{"text": text} for text in texts], form)
         counts = {"dataset": {"name": name}, "images": 0, "texts": len(texts), "dim": rows.shape[1]}
@@ -99,12 +104,27 @@ def _image_ids(context: Context) -> list[dict[str, Any]]:
     keys = evalset.keys()
     ids: list[dict[str, Any]] = [{"key": key} for key in keys]
     for position, row in enumerate(ids):
-        if evalset.task == "retrieval":
+        if _has_captions(context):
             row["captions"] = context.texts[position]
         elif evalset.multilabel:
             row["labels"] = evalset.records.labels(position)
         elif evalset.task == "zeroshot":
             row["label"] = context.labels[position]
+    return ids
+
+
+def _has_captions(context: Context) -> bool:
+    return context.evalset.task in ("retrieval", "pairs")
+
+
+def _text_ids(context: Context, captions: Sequence[str], image_of_text: Sequence[int]) -> list[dict[str, Any]]:
+    ids: list[dict[str, Any]] = [
+        {"text": text, "image": image} for text, image in zip(captions, image_of_text, strict=True)
+    ]
+    if "pairs" in context.evalset.tasks:
+        # The right caption is an image's first.
+        for before, row in zip([-1, *image_of_text], ids, strict=False):
+            row["right"] = row["image"] != before
     return ids
 
 

@@ -36,7 +36,8 @@ def classification_metrics(
 
     Ties are broken as CLIP_benchmark breaks them: by torch.topk for the accuracies, by torch.argmax for the recall.
     `pessimistic` has whatever ties with the right class before it. Outcomes: `label`, `predicted` (argmax),
-    `position` of the right class (1: first), `pessimistic_position`.
+    `position` of the right class (1: first), `pessimistic_position`; both are one more than there are classes where the
+    right one can't be predicted.
 
     Args:
         scores: of the images, chunk after chunk, on the CPU; -inf for a class that can't be predicted.
@@ -132,7 +133,9 @@ def _scores(
 def _positions(scores: Tensor, wanted: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted class, the right class's position, and its position behind all that ties with it."""
     right = scores.gather(1, wanted[:, None])
-    found = (scores.topk(depth, dim=1).indices == wanted[:, None]) & right.isfinite()
+    found = scores.topk(depth, dim=1).indices == wanted[:, None]
     behind = ((scores > right).sum(1) + 1).clamp(min=depth + 1)
     position = torch.where(found.any(1), found.int().argmax(1) + 1, behind)
-    return scores.argmax(1), position, (scores >= right).sum(1)
+    never = ~right[:, 0].isfinite()
+    position, worst = (each.masked_fill(never, scores.shape[1] + 1) for each in (position, (scores >= right).sum(1)))
+    return scores.argmax(1), position, worst

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.instance import InstanceConfig
+from mmrep.evaluation.scoring.product import product
 from mmrep.evaluation.scoring.rerank import ROUNDING, rerank
 
 _BLOCK = 2**21
@@ -64,7 +65,7 @@ def orders(
     size = max(1, _BLOCK // max(1, len(gallery)))
     for start in range(0, len(queries), size):
         block = queries[start : start + size]
-        scores = block @ gallery.T
+        scores = product(block, gallery)
         if own:
             rows = torch.arange(len(block))
             scores[rows, start + rows] = -torch.inf  # the last, whatever the others

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int32, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from mmrep.evaluation.scoring.product import NARROW, product
+
 BLOCK = 2**23
 """Scores held at a time."""
 STRIP = 2**20
@@ -29,8 +31,6 @@ GROUP = 8
 """Rows of scores whose maximum is looked at before themselves."""
 LANES = 255
 """Flags that a byte can count."""
-NARROW = 16
-"""BLAS libraries add up in another order where there are fewer rows than this, so that equal vectors may not tie."""
 NONE = np.iinfo(np.int32).max
 """The rank of an item that there is not."""
 
@@ -135,14 +135,9 @@ def _wide(embeddings: Tensor) -> torch.dtype:
 def _product(
     rows: Float[Tensor, "rows embed"], columns: Float[Tensor, "columns embed"], space: Tensor | None = None
 ) -> Scores:
-    """Their scores, made where the columns are, within `space` if there are enough rows."""
-    count = len(rows)
-    if count < NARROW:
-        rows, space = rows[torch.arange(NARROW) % count], None
-    out = None if space is None else space[:count]
-    return (
-        torch.mm(rows.to(columns.device, _wide(columns)), columns.to(_wide(columns)).T, out=out)[:count].cpu().numpy()
-    )
+    """Their scores, made where the columns are; see `product`."""
+    wide = _wide(columns)
+    return product(rows.to(columns.device, wide), columns.to(wide), space).cpu().numpy()
 
 
 def _own_scores(

@@ -19,7 +19,7 @@ _FITTED = ("linear_probe", "knn", "finetune")
 _KIND_OF_FORMAT = {
     "folder": "classes", "imagenet-val": "classes", "coco": "captions", "karpathy": "captions", "csv": "captions"
 }  # fmt: skip
-_PAIR_FILES = (".json", ".jsonl", ".csv")
+PAIR_FILES = (".json", ".jsonl", ".csv")
 CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
 
@@ -60,6 +60,9 @@ def check_place(config: SetConfig) -> None:
         return
     place = local_place(config)
     if config.format in ("webdataset", "folder"):
+        require(
+            not place.is_file(), f"evaluation set {config.path}: is a file: give its `format` (coco, karpathy, csv)"
+        )
         require(place.is_dir(), f"evaluation set {config.path}: no such folder")
         split = _split_folder(config, place, config.split)
         if config.format == "webdataset":
@@ -75,7 +78,7 @@ def check_place(config: SetConfig) -> None:
 def opened_by_task(config: SetConfig) -> bool:
     """Whether it has no format but a task's own: with ground truth of `instance`, or image files of `pairs`."""
     return config.ground_truth is not None or (
-        "pairs" in config.tasks and (config.images is not None or Path(config.path).suffix in _PAIR_FILES)
+        "pairs" in config.tasks and (config.images is not None or Path(config.path).suffix in PAIR_FILES)
     )
 
 
@@ -121,8 +124,12 @@ def asked_kind(config: SetConfig) -> str | None:
 
 def _check_layout(config: SetConfig, folder: Path, split: Path, kind: str | None) -> None:
     where = f"evaluation set {config.path}"
-    require((split / "nshards.txt").is_file(), f"{where}: no {config.split}/nshards.txt")
-    said = read_type(folder / "dataset_type.txt") if (folder / "dataset_type.txt").is_file() else ""
+    require(
+        (split / "nshards.txt").is_file(),
+        f"{where}: no {config.split}/nshards.txt; a folder of class folders? give format: folder",
+    )
+    place = folder / "dataset_type.txt"
+    said = dataset_type(place.read_text(encoding="utf-8", errors="replace") if place.is_file() else None)
     kind = kind or ("captions" if said == "retrieval" else "classes")
     if kind == "classes" and not config.classnames and not (folder / CLASSNAMES).is_file():
         hint = f"; its dataset_type.txt says {said}: is it the task {config.tasks[0]} that you want?" if said else ""
@@ -144,9 +151,9 @@ def check_one_label(config: SetConfig) -> None:
     )
 
 
-def read_type(path: Path) -> str:
-    """What a dataset_type.txt says."""
-    return path.read_text(encoding="utf-8").strip().lower()
+def dataset_type(text: str | None) -> str:
+    """What the text of a dataset_type.txt says; empty where there is none."""
+    return (text or "").strip().lower()
 
 
 def no_split(config: SetConfig, split: str, found: Collection[str]) -> ConfigError:

@@ -1,9 +1,11 @@
 """Evaluation sets whose images lie in files of their own: class folders, ImageNet's flat folder, annotation files."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.layouts.classes import read_folder, read_imagenet_val
 from mmrep.data.layouts.coco import read_coco, read_karpathy
@@ -18,6 +20,11 @@ from mmrep.evaluation.sources.records import FileRecords, Found
 LOG = logging.getLogger("mmrep")
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_FIELDS = {"sep": "separator", "table": "path"}
+"""Options of packing, whose readers serve here too, that are called otherwise in a set."""
+_OPTION = re.compile(
+    r"--(images|table|sep|split|labels|classnames|templates|devkit_meta|image_column|caption_column)\b"
+)
 
 
 def read_files(config: SetConfig) -> Found:
@@ -27,10 +34,13 @@ def read_files(config: SetConfig) -> Found:
     loss is left out, with one warning that counts it.
 
     Raises:
-        ConfigError: a file or folder is missing, a wrong number of class names.
+        ConfigError: a file or folder is missing, a wrong number of class names, splits in place of classes.
         DataError: malformed or contradictory annotations, missing images, nothing in the set.
     """
-    contents, classnames, templates = _READERS[config.format](config)
+    try:
+        contents, classnames, templates = _READERS[config.format](config)
+    except (ConfigError, DataError) as error:
+        raise type(error)(_in_terms_of_sets(config, str(error))) from error
     _settle(config, contents)
     return Found(FileRecords(contents.images, contents.items, config.captions_per_image), classnames, templates)
 
@@ -38,19 +48,46 @@ def read_files(config: SetConfig) -> Found:
 _Read = tuple[Contents, list[str], list[str]]
 
 
+def _in_terms_of_sets(config: SetConfig, message: str) -> str:
+    """A reader's message with a set's fields where it names the options of `mmrep data pack`."""
+    fields = _FIELDS if config.images else {**_FIELDS, "images": "path"}
+    text = _OPTION.sub(lambda option: f"`{fields.get(option[1], option[1])}`", message)
+    return text if str(local_place(config)) in text else f"evaluation set {config.path}: {text}"
+
+
 def _folder(config: SetConfig) -> _Read:
     place = local_place(config) / config.split
     contents = read_folder(place, config.split)
+    _refuse_splits(config, contents)
     classnames, labels = folder_names(config, contents.classnames)
     items = []
     for item in contents.items:
         assert item.label is not None, "a class folder's images have its label"
-        if Path(item.name).suffix.lower() in _IMAGES:
+        if _has_image_name(item):
             items.append(item._replace(label=labels[item.label]))
         else:
             contents.problems.append(Omission(item.name, f"not called as an image ({', '.join(_IMAGES)})"))
     contents.items = items
     return contents, classnames, templates_of(config, None)
+
+
+def _refuse_splits(config: SetConfig, contents: Contents) -> None:
+    """Raises ConfigError for a class folder without an image of its own but several folders of them, as a split has."""
+    within: dict[str, set[str]] = {}
+    for item in filter(_has_image_name, contents.items):
+        folder, inner, *deeper = item.name.split("/")
+        within.setdefault(folder, set()).add(inner if deeper else "")
+    for folder, inners in within.items():
+        split = (Path(config.split) / folder).as_posix()
+        require(
+            len(inners) == 1 or "" in inners,
+            f"evaluation set {config.path}: class folder {folder!r} holds only folders: is it a split? give split: "
+            f"{split}",
+        )
+
+
+def _has_image_name(item: Item) -> bool:
+    return Path(item.name).suffix.lower() in _IMAGES
 
 
 def _imagenet_val(config: SetConfig) -> _Read:

@@ -19,7 +19,9 @@ from mmrep.config.evaluation import SetConfig
 from mmrep.data.decode import decode_image
 from mmrep.data.shards import IMAGE_EXTENSIONS
 from mmrep.data.tar import DataError
+from mmrep.evaluation.sources.check import local_place
 from mmrep.evaluation.sources.plain_pickle import read_plain_pickle
+from mmrep.evaluation.sources.records import file_size, files_identity
 
 GRADES = ("easy", "hard", "junk")
 
@@ -187,12 +189,15 @@ class InstanceRecords:
         return replace(self, samples=[self.samples[position] for position in positions])
 
     def digest(self) -> str:
-        """Of keys, boxes, and sizes and times of the files."""
+        """Of keys, boxes, and sizes of the files."""
         state = hashlib.blake2b(digest_size=16)
         for key, path, box in self.samples:
-            about = path.stat()
-            state.update(repr((key, box, about.st_size, about.st_mtime_ns)).encode())
+            state.update(repr((key, box, file_size(path))).encode())
         return state.hexdigest()
+
+    def identity(self) -> str:
+        """See `Records`."""
+        return files_identity(self.digest(), (path for _, path, _ in self.samples))
 
 
 def open_instances(config: SetConfig) -> InstanceRecords:
@@ -204,7 +209,7 @@ def open_instances(config: SetConfig) -> InstanceRecords:
     """
     require(config.ground_truth is not None, f"evaluation set {config.path}: task instance: needs ground_truth")
     assert config.ground_truth is not None, "for the type checker: required above"
-    folder = Path(config.path).expanduser()
+    folder = local_place(config)
     require(folder.is_dir(), f"evaluation set {config.path}: no such folder of images")
     truth = read_ground_truth(Path(config.ground_truth).expanduser())
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}

@@ -9,7 +9,6 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.layouts.imagenet import imagenet_names, imagenet_templates, imagenet_wnids
 from mmrep.data.paths import read_lines
-from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
 
@@ -67,8 +66,8 @@ def folder_names(config: SetConfig, folders: Sequence[str]) -> tuple[list[str], 
         folders: their names, sorted.
 
     Raises:
-        ConfigError: a file that can't be read, another number of names.
-        DataError: a folder that is no class of ImageNet, or that the file does not name.
+        ConfigError: a file that can't be read, another number of names, a folder that is no class of ImageNet or that
+            the file does not name.
     """
     labels = list(range(len(folders)))
     if config.classnames is None:
@@ -96,7 +95,7 @@ def _imagenet_folders(config: SetConfig, folders: Sequence[str]) -> tuple[list[s
     by_wnid = dict(zip(imagenet_wnids(), names, strict=True))
     strange = [folder for folder in folders if folder not in by_wnid]
     if strange:
-        raise DataError(
+        raise ConfigError(
             f"evaluation set {config.path}: {len(strange)} of {len(folders)} class folders are neither a wnid of "
             f"ImageNet-1k nor a label from 0 to 999, the first {strange[0]!r}; correct `split`, or give a file as "
             "`classnames`"
@@ -114,7 +113,7 @@ def _named(config: SetConfig, folders: Sequence[str], lines: list[str]) -> list[
         require(len(names) == len(pairs), f"{where}: a folder is named twice")
         missing = [folder for folder in folders if folder not in names]
         if missing:
-            raise DataError(
+            raise ConfigError(
                 f"{where} has no name for {len(missing)} of {len(folders)} class folders, the first {missing[0]!r}"
             )
         return [names[folder] for folder in folders]

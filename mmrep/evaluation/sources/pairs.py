@@ -23,8 +23,9 @@ from mmrep.config.evaluation import SetConfig
 from mmrep.data.decode import decode_image
 from mmrep.data.layouts.contents import read_text, within_folder
 from mmrep.data.tar import DataError
+from mmrep.evaluation.sources.check import PAIR_FILES, local_place
+from mmrep.evaluation.sources.records import file_size, files_identity
 
-FILES = (".json", ".jsonl", ".csv")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Tried for names without one: Winoground's `ex_0_img_0`."""
 _SUGARCREPE = ("filename", "caption", "negative_caption")
@@ -87,45 +88,34 @@ class PairRecords:
         return replace(self, pairs=[self.pairs[position] for position in positions])
 
     def digest(self) -> str:
-        """Of keys, captions and kinds, and of the image files' names, sizes and times."""
+        """Of keys, captions and kinds, and of the image files' names and sizes."""
         state = hashlib.blake2b(digest_size=16)
         for pair in self.pairs:
-            stamp = pair.image.stat()
-            content = (pair.key, pair.captions, pair.kinds, str(pair.image), stamp.st_size, stamp.st_mtime_ns)
+            content = (pair.key, pair.captions, pair.kinds, pair.image.name, file_size(pair.image))
             state.update(repr(content).encode())
         return state.hexdigest()
 
-
-def check_pairs(config: SetConfig) -> tuple[list[Path], Path]:
-    """The annotation files and the image folder, found to be there.
-
-    Raises:
-        ConfigError: a missing file or folder, no `images`.
-    """
-    where, path = f"evaluation set {config.path}", Path(config.path).expanduser()
-    require(
-        config.images is not None, f"{where}: images: expected the folder that the annotations' image names start in"
-    )
-    images = Path(str(config.images)).expanduser()
-    require(images.is_dir(), f"{where}: images: no such folder: {images}")
-    require(path.exists(), f"{where}: no such file or folder")
-    files = sorted(file for file in path.iterdir() if file.suffix in FILES) if path.is_dir() else [path]
-    require(bool(files), f"{where}: no {', '.join(FILES)} in this folder")
-    require(all(file.suffix in FILES for file in files), f"{where}: expected a file of {', '.join(FILES)}")
-    return files, images
+    def identity(self) -> str:
+        """See `Records`."""
+        return files_identity(self.digest(), (pair.image for pair in self.pairs))
 
 
 def read_pairs(config: SetConfig) -> PairRecords:
     """The images and captions of annotation files and an image folder.
 
     Args:
-        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images.
+        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images. Both are
+            there, as `check_place` finds.
 
     Raises:
-        ConfigError: see `check_pairs`; files of both forms.
+        ConfigError: no annotation file; files of both forms.
         DataError: not such a file, a missing field or image, an empty caption, an id that occurs twice, no examples.
     """
-    files, images = check_pairs(config)
+    assert config.images is not None, "for the type checker: check_place requires it"
+    place, images = local_place(config), Path(config.images).expanduser()
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [file for file in files if file.suffix in PAIR_FILES]
+    require(bool(files), f"evaluation set {config.path}: no {', '.join(PAIR_FILES)} file there")
     pairs: list[Pair] = []
     for file in files:
         found = list(_pairs_of(file, images, len(pairs)))

@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from torch import Tensor
 from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import decode_image, read_image
 from mmrep.data.layouts.contents import Item
-from mmrep.data.shards import ShardIndex, read_member
+from mmrep.data.shards import RemoteShard, ShardIndex, read_member
 from mmrep.data.tar import DataError
 
 
@@ -54,8 +55,47 @@ class Records(Protocol):
         ...
 
     def digest(self) -> str:
-        """Changes where any sample, as far as the index tells, does."""
+        """Of names, sizes, labels and captions: equal for copies of a set, wherever they lie."""
         ...
+
+    def identity(self) -> str:
+        """Of these very files: place and times too. Other pixels, even of the same names and sizes, have another."""
+        ...
+
+
+def file_size(path: Path) -> int:
+    """In bytes.
+
+    Raises:
+        DataError: it is gone.
+    """
+    return _stat(path).st_size
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def files_identity(digest: str, files: Iterable[Path]) -> str:
+    """Of a content's digest and the files that hold it, as they are now.
+
+    The time of a file's last change (ctime) can't be set back, as that of its content (mtime) can.
+
+    Raises:
+        DataError: one is gone.
+    """
+    state = hashlib.blake2b(digest.encode(), digest_size=16)
+    folders: dict[Path, Path] = {}  # resolved once each: files are many
+    for path in files:
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        stat = _stat(path)
+        about = (str(folders[path.parent] / path.name), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        state.update(repr(about).encode())
+    return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,17 +148,23 @@ class ShardRecords:
         return replace(self, samples=[self.samples[position] for position in positions])
 
     def digest(self) -> str:
-        """Of the shards' indexes (keys, offsets, sizes; CRCs where there are any), the rows, and the kind of label."""
+        """Of the shards' sizes and indexes (keys, offsets; CRCs where there are any), rows, and the kind of label."""
         kind = f"{self.captions} {self.classes} {self.most}"
         state = hashlib.blake2b(kind.encode(), digest_size=16)
         seen: dict[int, bytes] = {}
         for index, row in self.samples:
             if id(index) not in seen:
                 crcs = b"".join(values.tobytes() for values in index.crcs.values())
-                stamp = b"" if index.crcs else repr(index.stamp).encode()
-                seen[id(index)] = hashlib.blake2b(index.digest.encode() + crcs + stamp, digest_size=16).digest()
+                content = index.digest.encode() + crcs + str(index.stamp[0]).encode()
+                seen[id(index)] = hashlib.blake2b(content, digest_size=16).digest()
             state.update(seen[id(index)] + row.to_bytes(8, "little"))
         return state.hexdigest()
+
+    def identity(self) -> str:
+        """See `Records`; shards that have CRCs need no more than these."""
+        shards = list({id(index): index.path for index, _ in self.samples if not index.crcs}.values())
+        remote = [(each.address, each.version, each.size) for each in shards if isinstance(each, RemoteShard)]
+        return files_identity(f"{self.digest()} {remote}", [each for each in shards if isinstance(each, Path)])
 
 
 def _several(index: ShardIndex, row: int, classes: int) -> list[int]:
@@ -194,7 +240,7 @@ class FileRecords:
         return replace(self, items=[self.items[position] for position in positions])
 
     def digest(self) -> str:
-        """Of every file's name, size and time of change, its label and captions.
+        """Of every file's name and size, its label and captions.
 
         Raises:
             DataError: a file is gone.
@@ -202,12 +248,12 @@ class FileRecords:
         state = hashlib.blake2b(f"files {self.most}".encode(), digest_size=16)
         for item in self.items:
             path = self.folder / item.name
-            try:
-                stat = path.stat()
-            except OSError as error:
-                raise DataError(f"{path}: {error.strerror}") from error
-            state.update(repr((item.name, stat.st_size, stat.st_mtime_ns, item.label, item.captions)).encode())
+            state.update(repr((item.name, file_size(path), item.label, item.captions)).encode())
         return state.hexdigest()
+
+    def identity(self) -> str:
+        """See `Records`."""
+        return files_identity(self.digest(), (self.folder / item.name for item in self.items))
 
 
 class Found(NamedTuple):

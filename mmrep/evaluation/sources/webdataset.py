@@ -13,7 +13,15 @@ from mmrep.data.indexing import load_index
 from mmrep.data.paths import read_lines
 from mmrep.data.remote import ShardCache, is_remote, read_remote, remote_folders
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, image_extension
-from mmrep.evaluation.sources.check import CLASSNAMES, TEMPLATES, asked_kind, check_one_label, local_place, no_split
+from mmrep.evaluation.sources.check import (
+    CLASSNAMES,
+    TEMPLATES,
+    asked_kind,
+    check_one_label,
+    dataset_type,
+    local_place,
+    no_split,
+)
 from mmrep.evaluation.sources.names import names_given, templates_of
 from mmrep.evaluation.sources.records import Found, ShardRecords
 
@@ -39,7 +47,7 @@ def read_webdataset(config: SetConfig) -> Found:
     samples = [(index, row) for index in indexes for row in range(len(index))]
     for sample in samples:
         image_extension(*sample)
-    said = (_read(f"{folder}/dataset_type.txt") or "").strip().lower()
+    said = dataset_type(_read(f"{folder}/dataset_type.txt"))
     kind = asked_kind(config) or ("captions" if said == "retrieval" else "classes")
     if kind == "captions":
         _check_members(config, indexes, "txt", kind)
@@ -129,7 +137,7 @@ def _check_members(config: SetConfig, indexes: Sequence[ShardIndex], member: str
 def _check_labels(records: ShardRecords, where: str) -> None:
     """Raises DataError for a label without name; logs names that no image has."""
     highest = max(max(records.labels(position), default=-1) for position in range(len(records)))
-    if highest + 1 < records.classes:
+    if len(records) >= records.classes > highest + 1:
         LOG.warning(
             "%s: %d class names, but the highest label is %d: are they this set's?", where, records.classes, highest
         )

@@ -8,7 +8,7 @@ of value noise instead of the diamond-square fractal), elastic transform (one re
 out: it needs its authors' photographs. So figures can't be compared with published mCE; they compare models with each
 other.
 
-Random draws depend on (seed, kind, severity, position) alone, by numpy's Philox generator.
+Random draws depend on (seed, kind, severity, the sample's key) alone, by numpy's Philox generator.
 """
 
 import io
@@ -48,9 +48,9 @@ class Corrupted(NamedTuple):
     severity: int
     seed: int = 0
 
-    def __call__(self, image: UInt8[Tensor, "3 height width"], position: int) -> UInt8[Tensor, "3 rows columns"]:
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """See `View`."""
-        counter = [0, position, self.severity, CORRUPTIONS.index(self.kind)]
+        counter = [0, sample, self.severity, CORRUPTIONS.index(self.kind)]
         random = np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=counter))
         return corrupt(centred(image, self.rows, self.columns), self.kind, self.severity, random)
 

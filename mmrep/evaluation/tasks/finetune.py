@@ -3,7 +3,7 @@
 What MMCAP's table 11 reports, by our own recipe: the paper's settings are not known to us. The learning rate is chosen
 on a stratified part of the training split, then a fresh copy is trained on all of it and scored once on the test split.
 
-Several processes train the same copy each, on all of the split, and share the scoring.
+Several processes train a copy each, on all of the split; the first one's is scored, and they share the scoring.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mmrep.config.checks import MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.data.draws import Purpose, permutation
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import Views, embed_images
 from mmrep.evaluation.embedding.views import Centre
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.classification import mean_per_class_recall
+from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sources.records import Records
 from mmrep.evaluation.tasks.finetuning import Classifier, Epoch, fine_tune
 from mmrep.evaluation.tasks.labelled import labelled_splits
@@ -54,41 +55,22 @@ def finetune(context: Context) -> list[Evaluation]:
     return [_finetuned(name, model, context) for name, model in context.models.items()]
 
 
-def split_off(labels: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """The positions that are trained on, and those that are validated on: of each class round(share · images).
-
-    A class keeps one image in training at least.
-
-    Args:
-        labels: of all images.
-        share: of each class that is split off.
-        seed: of which.
-    """
-    by_class: dict[int, list[int]] = {}
-    for position in permutation(seed, len(labels), stream=0, purpose=Purpose.SHARDS).tolist():
-        by_class.setdefault(labels[position], []).append(position)
-    validation: list[int] = []
-    for positions in by_class.values():
-        validation += positions[: min(round(share * len(positions)), len(positions) - 1)]
-    held = set(validation)
-    return [position for position in range(len(labels)) if position not in held], sorted(validation)
-
-
 def _finetuned(name: str, model: DualEncoder, context: Context) -> Evaluation:
     config, records, classes = context.config, context.train.evalset.records, len(context.evalset.classnames)
     options, labels = config.finetune, context.train.labels
     lr, validated, curves = options.lrs[0], {}, {}
     if len(options.lrs) > 1:
-        kept, held = split_off(labels, options.validation, options.seed)
+        given = np.array(labels)
+        part = validation_part(given, options.validation, options.seed)
         require(
-            bool(held),
+            bool(part.any()),
             f"evaluation set {context.train.evalset.name}: too few images a class to choose finetune.lrs on; give one",
         )
-        wanted = np.array([labels[position] for position in held])
+        kept, held = np.flatnonzero(~part).tolist(), np.flatnonzero(part).tolist()
         for lr in options.lrs:
             classifier, curves[f"validation {lr:g}"] = fine_tune(model, records, labels, kept, classes, lr, config)
             found = _predict(classifier, records.take(held), config)
-            validated[lr] = float((found == wanted).mean())
+            validated[lr] = float((found == given[held]).mean())
         lr = max(options.lrs, key=lambda lr: validated[lr])
     classifier, curves[f"final {lr:g}"] = fine_tune(model, records, labels, range(len(labels)), classes, lr, config)
     found = _predict(classifier, context.evalset.records, config)
@@ -116,11 +98,10 @@ def finetune_metrics(found: Int64[ndarray, " images"], labels: Sequence[int], cl
         classes: how many there are.
     """
     wanted = np.asarray(labels)
-    occurring = np.bincount(wanted, minlength=classes)
-    right = np.bincount(wanted, weights=found == wanted, minlength=classes)
+    right = found == wanted
     metrics = {
-        "finetune_acc1": float((found == wanted).mean()),
-        "finetune_mean_per_class_recall": float((right[occurring > 0] / occurring[occurring > 0]).mean()),
+        "finetune_acc1": float(right.mean()),
+        "finetune_mean_per_class_recall": mean_per_class_recall(wanted, right),
     }
     return Evaluation(metrics, dict.fromkeys(metrics, 1 / classes), {"label": wanted, "prediction": found})
 

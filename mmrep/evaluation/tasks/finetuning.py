@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mmrep import distributed
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.finetune import FinetuneConfig
 from mmrep.data.draws import Purpose, permutation, uniforms
@@ -76,7 +78,7 @@ def fine_tune(
     """Trains a copy of the image tower and a new classifier with cross-entropy, AdamW, warm-up and a half cosine.
 
     The draws of a sample's crop and mirroring depend on seed, epoch and its position; dropout, where the tower has
-    any, on the seed. The global random state is left as it was.
+    any, on the seed. The global random state is left as it was. Every process ends with the first one's weights.
 
     Args:
         model: is left as it is.
@@ -98,6 +100,8 @@ def fine_tune(
         torch.manual_seed(config.finetune.seed)
         classifier = Classifier(model, classes).train()
         curve = _train(classifier, records, labels, positions, lr, config)
+    # CUDA's sums need not repeat, and the processes share the scoring.
+    distributed.copy_from_first(classifier)
     return classifier.eval(), curve
 
 
@@ -173,10 +177,11 @@ def _pixels(
     records: Records, size: tuple[int, int], epochs: list[list[list[Draw]]], config: EvaluationConfig
 ) -> Iterator[Tensor]:
     """The pixels of all batches, by workers that live through all epochs."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     loader: DataLoader[Any] = DataLoader(
         _Crops(records, size, config.finetune),
         batch_sampler=[batch for epoch in epochs for batch in epoch],
-        num_workers=default_workers(1) if config.workers is None else config.workers,
+        num_workers=default_workers(processes) if config.workers is None else config.workers,
         collate_fn=_stacked,
         generator=torch.Generator(),  # or else the workers' seed would come from the global one
     )

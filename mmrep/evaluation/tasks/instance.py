@@ -11,6 +11,7 @@ from torch import Tensor
 from mmrep.config.checks import require
 from mmrep.config.instance import InstanceConfig
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.multiscale import multiscale_images
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.order import (
     QueryScores,
@@ -20,13 +21,12 @@ from mmrep.evaluation.scoring.order import (
     orders,
     worst,
 )
+from mmrep.evaluation.scoring.ranking import RECALL_AT
 from mmrep.evaluation.scoring.revisited import score_queries
 from mmrep.evaluation.sources.ground_truth import GroundTruth, InstanceRecords
-from mmrep.evaluation.tasks.multiscale import multiscale_images
 
 LOG = logging.getLogger("mmrep")
 
-RECALL_AT = (1, 5, 10)
 MAP_AT = 10
 
 
@@ -36,7 +36,8 @@ def instance(context: Context) -> list[Evaluation]:
     With a ground truth its queries against its gallery: `instance_easy_map`, `instance_medium_map`, `instance_hard_map`
     and their `mp@k`. With classes every image against all others, of which those of its class are right:
     `instance_recall@k`, `instance_map`, `instance_map@10`. With `rerank` the same once more after SuperGlobal's
-    reranking, as `reranked_…`. Ties stand in the order of the set.
+    reranking, as `reranked_…`. Ties stand in the order of the set. Outcomes: every figure of each query, and with ties
+    against it `pessimistic_…`; NaN where it has nothing to find.
 
     Raises:
         ConfigError: neither classes nor a ground truth; nothing that could be found.
@@ -88,7 +89,8 @@ def _evaluated(
     asked = [name for name, each in scores.values.items() if not np.isnan(each).all()]
     require(bool(asked), f"{where}: no query has a right image, so there is nothing to find")
     metrics, pessimistic, chance = ({name: float(np.nanmean(part[name])) for name in asked} for part in scores)
-    return Evaluation(metrics, chance, scores.values, pessimistic=pessimistic, details=_details(scores, config))
+    outcomes = scores.values | {f"pessimistic_{name}": each for name, each in scores.pessimistic.items()}
+    return Evaluation(metrics, chance, outcomes, pessimistic=pessimistic, details=_details(scores, config))
 
 
 def _by_class(

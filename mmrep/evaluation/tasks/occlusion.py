@@ -2,7 +2,7 @@
 2105.10497, section 3.1).
 
 A covered patch has the colour that normalisation turns into zero. Which are covered depends on the seed, the sample's
-position and the size of the grid alone; those of a smaller share are among those of a larger one.
+key and the size of the grid alone; those of a smaller share are among those of a larger one.
 """
 
 from typing import NamedTuple
@@ -40,21 +40,21 @@ class Occluded(NamedTuple):
     colour: tuple[int, int, int]
     seed: int = 0
 
-    def __call__(self, image: UInt8[Tensor, "3 height width"], position: int) -> UInt8[Tensor, "3 rows columns"]:
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """See `View`."""
         pixels = centred(image, self.rows, self.columns)
         sizes = (self.rows // self.grid[0], self.columns // self.grid[1])
         covered = torch.zeros(pixels.shape[1:], dtype=torch.bool)
-        patches = torch.from_numpy(covered_patches(self.grid, self.share, self.seed, position))
+        patches = torch.from_numpy(covered_patches(self.grid, self.share, self.seed, sample))
         grown = patches.repeat_interleave(sizes[0], 0).repeat_interleave(sizes[1], 1)
         covered[: grown.shape[0], : grown.shape[1]] = grown
         return torch.where(covered, torch.tensor(self.colour, dtype=torch.uint8)[:, None, None], pixels)
 
 
-def covered_patches(grid: tuple[int, int], share: float, seed: int, position: int) -> Bool[ndarray, "rows columns"]:
+def covered_patches(grid: tuple[int, int], share: float, seed: int, sample: int) -> Bool[ndarray, "rows columns"]:
     """Which patches of a sample are covered: the first round(share · patches) of a random order."""
     count = grid[0] * grid[1]
-    bits = np.random.Philox(key=[seed, 1], counter=[0, position, 0, 0]).random_raw(count)
+    bits = np.random.Philox(key=[seed, 1], counter=[0, sample, 0, 0]).random_raw(count)
     covered = np.zeros(count, dtype=bool)
     covered[np.argsort(bits, kind="stable")[: round(share * count)]] = True
     return covered.reshape(grid)

@@ -3,10 +3,8 @@
 import logging
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.checks import require
@@ -14,6 +12,7 @@ from mmrep.config.probe import ProbeConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import class_tables, classification_metrics
+from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.scoring.logistic import Linear, Regression
 from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
 
@@ -94,23 +93,6 @@ def probe(
         "trials": [trial._asdict() for trial in trials],
     }
     return classification_metrics(scores, split.test, split.classes, "lp_")._replace(details=details)
-
-
-def validation_part(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which samples are held out: of every class the share, rounded, drawn by Philox bits; at least one stays.
-
-    Args:
-        labels: of the samples.
-        share: of each class.
-        seed: of the draw.
-    """
-    bits = np.random.Philox(key=seed).random_raw(len(labels))
-    order = np.lexsort((bits, labels))
-    counts = np.bincount(labels)
-    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
-    held = np.zeros(len(labels), bool)
-    held[order] = place < np.minimum(np.floor(counts * share + 0.5), counts - 1)[labels[order]]
-    return held
 
 
 def _tried(

@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""The task functions by name."""
 
 from mmrep.evaluation.context import TaskFunction
 from mmrep.evaluation.tasks.corruption import corruption
@@ -24,4 +24,4 @@ TASK_FUNCTIONS: dict[str, TaskFunction] = {
     "occlusion": occlusion,
     "pairs": pairs,
 }
-"""What `SetConfig.task` may name."""
+"""A function for each of `mmrep.config.evaluation.TASKS`; what `auto` means for a set, `open_set` finds out."""

@@ -11,20 +11,20 @@ from mmrep.config.checks import require
 from mmrep.config.instance import InstanceConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.scoring.nearest import nearest
+from mmrep.evaluation.scoring.nearest import OwnRanks, nearest, own_ranks
+from mmrep.evaluation.scoring.ranking import RECALL_AT
 from mmrep.evaluation.scoring.rerank import ROUNDING, Reranked, rerank
 from mmrep.evaluation.tasks.retrieval import flat_captions
 
 LOG = logging.getLogger("mmrep")
 
-RECALL_AT = (1, 5, 10)
-
 
 def reranked(context: Context) -> list[Evaluation]:
     """`reranked_image_retrieval_recall@k` of a set of captions under every model: the task `rerank`.
 
-    The share of captions whose image is among the first k after the first `instance.rerank_top` have been reordered.
-    Beside it without reranking it is `image_retrieval_recall@k` of the task `retrieval`.
+    The share of captions whose image is among the first k after the first `instance.rerank_top` have been reordered;
+    the others stay behind these. Without reranking it is `image_retrieval_recall@k` of the task `retrieval`. Outcomes:
+    `image_of_text`, `reranked_image_position` (1: first), `reranked_image_pessimistic_position`.
 
     Raises:
         ConfigError: the set has classes, not captions.
@@ -39,8 +39,9 @@ def reranked(context: Context) -> list[Evaluation]:
     for name, (model, images) in zip(
         context.models, zip(context.models.values(), context.images, strict=True), strict=True
     ):
-        results = rerank_gallery(context.encode_texts(model, texts), images, config)
-        evaluation = _evaluated(results, owner, len(images), config)
+        queries = context.encode_texts(model, texts)
+        results = rerank_gallery(queries, images, config)
+        evaluation = _evaluated(results, own_ranks(queries, images, owner), owner, len(images), config)
         if evaluation.pessimistic != evaluation.metrics:
             LOG.warning("evaluation set %s: task rerank: model %s: ties change the figures", evalset.name, name)
         found.append(evaluation)
@@ -61,20 +62,24 @@ def rerank_gallery(
     return rerank(queries, gallery, first, config.neighbours, config.beta)
 
 
-def _evaluated(results: Reranked, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig) -> Evaluation:
+def _evaluated(
+    results: Reranked, found: OwnRanks, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig
+) -> Evaluation:
+    """Positions among the first by the new order, behind them by the old one.
+
+    An image that ties with others over the end of the first may as well be the last of them.
+    """
     own = results.positions == owner[:, None]
-    there = own.any(1)
-    position = torch.where(there, own.int().argmax(1) + 1, 0).numpy()
     score = results.scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-    last = torch.where(
-        there, (results.scores >= score - ROUNDING).sum(1), 0
-    ).numpy()  # of all that tie with the right one
-    metrics, pessimistic, chance = {}, {}, {}
-    for k in RECALL_AT:
-        name = f"reranked_image_retrieval_recall@{k}"
-        metrics[name] = float(((position > 0) & (position <= k)).mean())
-        pessimistic[name] = float(((last > 0) & (last <= k)).mean())
-        chance[name] = min(1.0, k / images)
-    outcomes = {"image_of_text": owner.numpy(), "reranked_image_position": position.astype(np.int32)}
+    behind = (results.scores >= score - ROUNDING).sum(1)  # of all that tie with the right one
+    there, top = own.any(1), results.positions.shape[1]
+    position = torch.where(there, own.int().argmax(1) + 1, found.place.clamp(min=top + 1))
+    last = torch.where(there & (found.worst <= top), behind, found.worst.clamp(min=position))
+    outcomes = {"image_of_text": owner.numpy()}
+    figures = []
+    for name, each in (("position", position), ("pessimistic_position", last)):
+        outcomes[f"reranked_image_{name}"] = each.numpy().astype(np.int32)
+        figures.append({f"reranked_image_retrieval_recall@{k}": float((each <= k).double().mean()) for k in RECALL_AT})
+    chance = {name: min(1.0, k / images) for name, k in zip(figures[0], RECALL_AT, strict=True)}
     details = {"rerank": {"top": config.rerank_top, "neighbours": config.neighbours, "beta": config.beta}}
-    return Evaluation(metrics, chance, outcomes, pessimistic=pessimistic, details=details)
+    return Evaluation(figures[0], chance, outcomes, pessimistic=figures[1], details=details)

@@ -11,8 +11,9 @@ from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import embed_texts
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import class_embeddings, class_tables, first_twins, zeroshot_metrics
-from mmrep.evaluation.scoring.multilabel import multilabel_metrics, targets_of, warn_of_absent
+from mmrep.evaluation.scoring.multilabel import multilabel_metrics
 from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.tasks.targets import targets_of, warn_of_absent
 from mmrep.model.dual_encoder import DualEncoder
 
 LOG = logging.getLogger("mmrep")

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import colour_samples, write_tar
+from conftest import colour_samples, png, write_tar
 
+import mmrep
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
+from mmrep.data.layouts.contents import Item
+from mmrep.evaluation.embedding import cache as cache_module
 from mmrep.evaluation.embedding import cached as embed_cached
-from mmrep.evaluation.embedding.cache import EmbeddingCache, Key, image_key, text_key, weights_digest
+from mmrep.evaluation.embedding.cache import EmbeddingCache, Key, image_key, text_key, tower_digest
 from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached
 from mmrep.evaluation.embedding.embed import centre_of
 from mmrep.evaluation.embedding.views import Centre
 from mmrep.evaluation.sets import open_set
-from mmrep.evaluation.sources.records import Records
+from mmrep.evaluation.sources.records import FileRecords, Records
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.resolution import at_resolution
 
@@ -126,7 +129,7 @@ def test_a_changed_text_or_text_weight_is_another_key(tiny: Callable[..., DualEn
 
 
 def test_a_changed_image_is_another_key(tmp_path: Path, colour_set: Path) -> None:
-    digests = set()
+    identities = set()
     samples = colour_samples(8)
     for i in range(2):
         folder = tmp_path / str(i)
@@ -135,13 +138,56 @@ def test_a_changed_image_is_another_key(tmp_path: Path, colour_set: Path) -> Non
         os.utime(folder / "test/0.tar", (1000 + i, 1000 + i))
         (folder / "test/nshards.txt").write_text("1")
         (folder / "dataset_type.txt").write_text("retrieval")
-        digests.add(open_set(SetConfig(str(folder))).records.digest())
-    assert len(digests) == 2
+        identities.add(open_set(SetConfig(str(folder))).records.identity())
+    assert len(identities) == 2
+
+
+def test_folders_that_differ_in_pixels_alone_do_not_share_embeddings(
+    models: list[DualEncoder], cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    images = [png(colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    found = []
+    for i, data in enumerate(images):
+        place = tmp_path / str(i) / "a.png"
+        place.parent.mkdir()
+        place.write_bytes(data.ljust(max(map(len, images)), b"\0"))
+        os.utime(place, (1000, 1000))
+        records = FileRecords(place.parent, [Item("a.png", "test", label=0)])
+        found.append(embed_set_cached(models[:1], records, CONFIG, cache)[0])
+    assert len(list(cache.folder.iterdir())) == 2 and not torch.equal(*found)
+
+
+def test_changes_between_calls_are_another_key_in_one_cache(
+    tiny: Callable[..., DualEncoder], cache: EmbeddingCache
+) -> None:
+    model = tiny("ggem", seed=2).eval()
+
+    def keys() -> tuple[Path, Path]:
+        return cache.path(image_key(cache, model, centre_of(model), "d", 6)), cache.path(
+            text_key(cache, model, ["a"], 6)
+        )
+
+    found = [keys()]
+    assert keys() == found[0] and model.train() is model and keys() == found[0]
+    with torch.no_grad():
+        model.image.trunk.pos_embed[0, 0, 0] += 1e-6
+    found.append(keys())
+    model.image.pool.negatives = "shift"
+    found.append(keys())
+    model.image.pool.eps *= 2
+    found.append(keys())
+    assert len({images for images, _ in found}) == 4 and len({texts for _, texts in found}) == 1
+
+
+def test_the_key_knows_all_code_that_embeds() -> None:
+    package, room = Path(mmrep.__file__).parent, Path(cache_module.__file__).parent
+    known = {path for pattern in cache_module._CODE for path in package.glob(pattern)}
+    assert known >= set(room.glob("*.py")) and {"embed.py", "multiscale.py"} <= {path.name for path in known}
 
 
 def test_digest_is_made_once_a_model(models: list[DualEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    monkeypatch.setattr("mmrep.evaluation.embedding.cache.weights_digest", lambda tower: (calls.append(tower), "x")[1])
+    monkeypatch.setattr("mmrep.evaluation.embedding.cache.tower_digest", lambda tower: (calls.append(tower), "x")[1])
     cache = EmbeddingCache()
     for _ in range(3):
         image_key(cache, models[0], centre_of(models[0]), "d", 6)
@@ -204,11 +250,11 @@ def test_a_wrong_limit(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         EmbeddingCache()
 
 
-def test_weights_digest_sees_types_names_and_buffers() -> None:
+def test_tower_digest_sees_types_names_and_buffers() -> None:
     module = torch.nn.BatchNorm1d(2)
-    found = {weights_digest(module)}
+    found = {tower_digest(module)}
     module.running_mean[0] = 1  # type: ignore[index]  # BatchNorm1d has one by default
-    found.add(weights_digest(module))
-    found.add(weights_digest(module.double()))
-    found.add(weights_digest(module.to(torch.bfloat16)))
+    found.add(tower_digest(module))
+    found.add(tower_digest(module.double()))
+    found.add(tower_digest(module.to(torch.bfloat16)))
     assert len(found) == 4

@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import colour_samples, png, write_tar
+from jaxtyping import UInt8
 from torch import Tensor
 
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
@@ -116,3 +117,41 @@ def test_a_damaged_image_stops_with_one_line(
     with pytest.raises(DataError, match=r"0\.tar: sample 'bad', member 'png': can't decode image") as error:
         embed_set([model], open_set(SetConfig(str(tmp_path))).records, EvaluationConfig(batch_size=4, workers=workers))
     assert type(error.value) is DataError and "\n" not in str(error.value)
+
+
+class _Drawn(NamedTuple):
+    """Pixels that are the sample's number."""
+
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 1 3"]:
+        del image
+        return torch.tensor(list(sample.to_bytes(9, "little")), dtype=torch.uint8).view(3, 1, 3)
+
+
+def test_what_is_drawn_for_a_sample_is_the_same_in_any_part_of_the_set(classes: EvalSet) -> None:
+    def numbers(positions: list[int], workers: int) -> Tensor:
+        config = EvaluationConfig(batch_size=5, workers=workers)
+        records = classes.records.take(positions)
+        return embed_images(lambda views: [views[_Drawn()].flatten(1).float()], [_Drawn()], records, config)[0]
+
+    everything = numbers(list(range(16)), 0)
+    assert len(everything.unique(dim=0)) == 16
+    assert torch.equal(numbers([7, 3, 12], 0), everything[[7, 3, 12]])
+    assert torch.equal(numbers([7, 3, 12], 1), everything[[7, 3, 12]])
+
+
+def test_workers_leave_the_global_generator_alone(model: DualEncoder, classes: EvalSet) -> None:
+    before = torch.get_rng_state()
+    embed_set([model], classes.records, EvaluationConfig(batch_size=5, workers=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_of_one_machine_share_its_cores(
+    model: DualEncoder, classes: EvalSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("mmrep.evaluation.embedding.embed.default_workers", lambda here: (asked.append(here), 0)[1])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    embed_set([model], classes.records, EvaluationConfig(batch_size=5))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    embed_set([model], classes.records, EvaluationConfig(batch_size=5))
+    assert asked == [4, 1]

@@ -111,6 +111,22 @@ def test_classes_that_cannot_be_predicted_are_never_right() -> None:
     assert found.chance == {"lp_acc1": 0.2, "lp_mean_per_class_recall": 0.2, "lp_acc5": 1}
 
 
+@pytest.mark.parametrize("classes", [1, 3, 5, 6, 40])
+def test_ties_against_the_right_class_are_never_of_use(classes: int) -> None:
+    """Whatever ties, and whatever can't be predicted."""
+    generator = torch.Generator().manual_seed(classes)
+    scores = torch.randint(0, 3, (300, classes), generator=generator).float()
+    scores[:, torch.rand(classes, generator=generator) < 0.4] = -torch.inf
+    scores[200:] = torch.where(torch.rand(100, classes, generator=generator) < 0.4, -torch.inf, scores[200:])
+    found = classification_metrics([scores], torch.randint(0, classes, (300,), generator=generator), classes)
+    assert set(found.pessimistic) == set(found.metrics)
+    for name, value in found.pessimistic.items():
+        assert value <= found.metrics[name]
+    assert (found.outcomes["pessimistic_position"] >= found.outcomes["position"]).all()
+    right = scores.gather(1, torch.from_numpy(found.outcomes["label"]).long()[:, None])[:, 0]
+    assert (found.outcomes["position"][right.isinf().numpy()] == classes + 1).all()
+
+
 def recomputed(outcomes: dict[str, np.ndarray]) -> dict[str, float]:
     label, right = outcomes["label"], outcomes["predicted"] == outcomes["label"]
     return {

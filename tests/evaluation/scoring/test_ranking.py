@@ -93,6 +93,22 @@ def test_ties_where_topk_changes_its_algorithm(images: int, counts: list[int]) -
     assert found.pessimistic["image_retrieval_recall@10"] < found.metrics["image_retrieval_recall@10"]
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 15, 31])
+@pytest.mark.parametrize("width", [64, 512])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 2**17])
+def test_equal_images_tie_however_few_texts_there_are(
+    count: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products of few vectors add up some of them in another order than others."""
+    monkeypatch.setattr(ranks, "BLOCK", rows * count)
+    images, texts = unit(1, width, 0).expand(count, -1).contiguous(), unit(count, width, 1)
+    found = retrieval_metrics(images, texts, torch.arange(count)).outcomes
+    assert found["image_position"].tolist() == list(range(1, count + 1))
+    assert found["image_pessimistic_position"].tolist() == [count] * count
+    found = retrieval_metrics(texts, images, torch.arange(count)).outcomes
+    assert found["text_pessimistic_position"].tolist() == [count] * count
+
+
 def test_embeddings_rounded_to_bfloat16() -> None:
     image_of_text = owners(RAGGED * 4)
     images = unit(len(RAGGED) * 4, 4, 0).bfloat16()

@@ -50,6 +50,16 @@ def test_ties_stand_in_the_order_of_the_gallery_and_are_told() -> None:
     assert order.tied.tolist() == [[False, True, False, True, True]]
 
 
+def test_equal_rows_tie_in_a_block_of_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product with one row adds up some columns in another order than others."""
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    generator = torch.Generator().manual_seed(0)
+    queries, row = torch.randn(3, 512, generator=generator), torch.randn(1, 512, generator=generator)
+    for count in (5, 15, 31, 1001):
+        for _, order in orders(queries, row.expand(count, -1).contiguous()):
+            assert order.positions.tolist() == [list(range(count))] and order.tied[0, 1:].all()
+
+
 def test_reranking_reorders_the_first_only() -> None:
     images, config = points(20, seed=3), InstanceConfig(rerank_top=6, neighbours=3, beta=0.5)
     plain = torch.cat([order.positions for _, order in orders(images, images, own=True)])

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -176,8 +175,37 @@ def test_names_of_folders(text: str, expected: list[str] | str, tmp_path: Path) 
 
 def test_folders_that_are_no_classes_of_imagenet(tmp_path: Path) -> None:
     class_folders(tmp_path / "set", {"train": 1, "n01440764": 1})
-    with pytest.raises(DataError, match="1 of 2 class folders are neither a wnid .*, the first 'train'"):
+    with pytest.raises(ConfigError, match="1 of 2 class folders are neither a wnid .*, the first 'train'"):
         opened(tmp_path / "set", format="folder", split=".", classnames="imagenet")
+
+
+@pytest.mark.parametrize(("split", "right"), [(".", "test"), ("x", "x/test")])
+def test_splits_are_no_classes(split: str, right: str, tmp_path: Path) -> None:
+    root = tmp_path / "set" / split
+    put(root / "test/readme.txt", "cats and dogs")
+    class_folders(root, {"test/cat": 1, "test/dog": 1, "train/cat": 1, "train/dog": 1})
+    with pytest.raises(ConfigError, match=f"folder 'test' holds only folders: is it a split. give split: {right}$"):
+        opened(tmp_path / "set", format="folder", split=split)
+    deeper = class_folders(tmp_path / "deeper", {"cat/images": 1, "dog/images": 1})
+    class_folders(deeper, {"ant/red": 1, "ant/black": 1})
+    put(deeper / "ant/0.png", png((9, 9, 9)))
+    assert opened(deeper, format="folder", split=".").classnames == ["ant", "cat", "dog"]
+
+
+def test_messages_name_fields_of_sets(tmp_path: Path) -> None:
+    put(tmp_path / "flat/a.JPEG", png((0, 40, 90)))
+    labels = put(tmp_path / "labels.txt", "7\n")
+    with pytest.raises(ConfigError, match="^evaluation set .*meta.mat as `devkit_meta`$"):
+        opened(tmp_path / "flat", format="imagenet-val", labels=str(labels))
+    table, images = put(tmp_path / "t.csv", "image,text\na,b\n"), str(tmp_path / "flat")
+    with pytest.raises(MmrepError, match="see `image_column`, `caption_column`, `separator`$") as error:
+        opened(table, format="csv", images=images)
+    assert str(error.value).count(str(table)) == 1
+    with pytest.raises(ConfigError, match="^evaluation set .*: `separator`: expected one character"):
+        opened(table, format="csv", images=images, separator="xy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="`path`: no class folders in"):
+        opened(tmp_path / "empty", format="folder", split=".")
 
 
 def test_imagenet_names_of_a_wrong_number(tmp_path: Path) -> None:
@@ -299,9 +327,8 @@ def test_records_of_files(tmp_path: Path) -> None:
 
 def test_digests_of_files(tmp_path: Path) -> None:
     digests = [coco(tmp_path, lambda _: None).records.digest()]
-    first = tmp_path / "images/000000000000.jpg"
-    stat = first.stat()
-    os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with (tmp_path / "images/000000000000.jpg").open("ab") as file:
+        file.write(b"\0")
     records = open_set(SetConfig(str(tmp_path / "c.json"), format="coco", images=str(tmp_path / "images"))).records
     digests += [records.digest(), records.take([1, 0]).digest(), records.take([0]).digest()]
     content = json.loads((tmp_path / "c.json").read_text())

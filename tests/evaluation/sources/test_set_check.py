@@ -24,7 +24,8 @@ def test_torch_is_not_imported() -> None:
     [
         ({"format": "coco", "images": "gone"}, "images: no such folder: gone"),
         ({"format": "imagenet-val", "labels": "gone"}, "no such folder"),
-        ({"format": "folder"}, "no such folder"),
+        ({"format": "folder"}, "a.json: is a file: give its `format`"),
+        ({"format": "folder", "path": "gone"}, "gone: no such folder"),
         (
             {"format": "coco", "images": ".", "task": "zeroshot"},
             "task zeroshot needs classes, but format coco",

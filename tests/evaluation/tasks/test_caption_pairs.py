@@ -16,7 +16,7 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.data.tar import DataError
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.sets import EvalSet
+from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.pairs import read_pairs
 from mmrep.evaluation.tasks.pairs import pair_metrics, pairs
 from mmrep.model.dual_encoder import DualEncoder
@@ -182,8 +182,6 @@ def test_winoground_files(model: DualEncoder, images: Path, tmp_path: Path, suff
 
 
 def test_shards_of_captions_are_the_same_task(model: DualEncoder, sugar: SetConfig, tmp_path: Path) -> None:
-    from mmrep.evaluation.sets import open_set
-
     records = read_pairs(sugar)
     samples = [
         (f"{i}", {"png": png(COLOURS[NAMES[i % 4]]), "txt": "\n".join(records.texts(i)).encode()}) for i in range(8)
@@ -268,11 +266,12 @@ def test_ids_that_occur_twice(images: Path, tmp_path: Path) -> None:
 
 def test_missing_places(sugar: SetConfig, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="images: no such folder"):
-        read_pairs(SetConfig(sugar.path, task="pairs", images=str(tmp_path / "none")))
-    with pytest.raises(ConfigError, match="images: expected the folder"):
-        read_pairs(SetConfig(sugar.path, task="pairs"))
-    with pytest.raises(ConfigError, match=r"no \.json, \.jsonl, \.csv in this folder"):
-        read_pairs(SetConfig(str(images), task="pairs", images=str(images)))
+        open_set(SetConfig(sugar.path, task="pairs", images=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="needs `images`, the folder"):
+        open_set(SetConfig(f"{sugar.path}/add_att.json", task="pairs"))
+    for place in (images, images / "red.png"):
+        with pytest.raises(ConfigError, match=r"no \.json, \.jsonl, \.csv file there"):
+            open_set(SetConfig(str(place), task="pairs", images=str(images)))
     (Path(sugar.path) / "wino.json").write_text(json.dumps(winoground(images)))
     with pytest.raises(ConfigError, match="of one image an example and of two"):
         read_pairs(sugar)

@@ -19,11 +19,13 @@ from torch import Tensor
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import CORRUPTIONS, CorruptionConfig
+from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.tasks.corrupted import Corrupted, _convolve, _gaussian_blur, _resample, corrupt
-from mmrep.evaluation.tasks.corruption import corruption
+from mmrep.evaluation.tasks.corruption import corruption, corruption_metrics
+from mmrep.evaluation.tasks.view_predictions import Predictions
 from mmrep.evaluation.tasks.zeroshot import embed_classes, zeroshot
 from mmrep.model.dual_encoder import DualEncoder
 
@@ -149,7 +151,7 @@ def classes(colour_set: Path) -> EvalSet:
 
 def test_accuracies_are_those_of_the_views(models: dict[str, DualEncoder], classes: EvalSet) -> None:
     context = Context(models, classes, CONFIG)
-    found = corruption(context)
+    found, records = corruption(context), classes.records
     labels = torch.tensor(context.labels)
     for model, each, clean in zip(models.values(), found, zeroshot(context), strict=True):
         names = embed_classes(model, classes, 4)
@@ -157,7 +159,7 @@ def test_accuracies_are_those_of_the_views(models: dict[str, DualEncoder], class
         for kind in KINDS:
             for severity in SEVERITIES:
                 view = Corrupted(*model.image.size, kind, severity)
-                pixels = torch.stack([view(classes.records.image(i), i) for i in range(16)])
+                pixels = torch.stack([view(records.image(i), group_id(records.key(i))) for i in range(16)])
                 with torch.inference_mode():
                     right = (model.encode_image(pixels) @ names.T).argmax(1) == labels
                 assert cells[kind][str(severity)] == right.float().mean()
@@ -208,6 +210,29 @@ def test_classes_of_one_name_are_ties(models: dict[str, DualEncoder], classes: E
         assert each.pessimistic["corruption_acc1"] == 0 < once.pessimistic["corruption_acc1"]
         assert once.pessimistic["corruption_acc1"] == once.metrics["corruption_acc1"]
         assert each.outcomes["tied"].all() and not once.outcomes["tied"].any()
+
+
+def test_ties_that_are_lucky_count_as_wrong(models: dict[str, DualEncoder], classes: EvalSet) -> None:
+    """All classes have one name, and each image is taken for the same."""
+    for each in corruption(Context(models, classes._replace(classnames=["red"] * 4), CONFIG)):
+        assert each.metrics["corruption_acc1"] == each.further["corruption_clean_acc1"] == 0.25
+        assert each.pessimistic == {"corruption_acc1": 0, "corruption_clean_acc1": 0}
+
+
+def test_the_drop_has_no_worst_value() -> None:
+    """It is a ratio of two figures that ties lower both."""
+    sure = np.array([[True, True], [True, False], [False, True], [True, True]])
+    predictions = Predictions(np.zeros((4, 2), np.int64), ~sure)
+    found = corruption_metrics(predictions, np.zeros(4, np.int64), 2, ("fog",), (1,))
+    assert found.metrics == {"corruption_acc1": 1}
+    assert found.further == {"corruption_clean_acc1": 1, "corruption_relative_drop": 0}
+    assert found.pessimistic == {"corruption_acc1": 0.75, "corruption_clean_acc1": 0.75}
+
+
+def test_classes_of_one_name_tie_in_batches_of_one(models: dict[str, DualEncoder], classes: EvalSet) -> None:
+    """A product with one row adds up some columns in another order than others."""
+    for each in corruption(Context(models, classes._replace(classnames=["red"] * 17), replace(CONFIG, batch_size=1))):
+        assert each.outcomes["tied"].all()
 
 
 def test_diverged_models_are_refused(tiny: Callable[..., DualEncoder], classes: EvalSet) -> None:

@@ -1,7 +1,9 @@
 """Fine-tuning: it learns, repeats itself, leaves the models alone, and says what is missing."""
 
+import os
 import shutil
-from collections import Counter
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -18,11 +20,13 @@ from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.finetune import FinetuneConfig
 from mmrep.data.tar import DataError
+from mmrep.data.transforms import view_of_decoded
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.tasks.finetune import finetune, finetune_metrics, split_off
-from mmrep.evaluation.tasks.finetuning import Classifier, _optimizer, _schedule, fine_tune
+from mmrep.evaluation.tasks.finetune import _predict, finetune, finetune_metrics
+from mmrep.evaluation.tasks.finetuning import Classifier, _Crops, _optimizer, _schedule, fine_tune
 from mmrep.model.dual_encoder import DualEncoder
 
 OPTIONS = FinetuneConfig(epochs=4, batch_size=4, lrs=(3e-3, 1e-6), classifier_lr=1e-3)
@@ -129,12 +133,72 @@ def test_diverged_rates_lose_and_alone_are_an_error(model: DualEncoder, evalset:
         finetune(Context({"tiny": model}, evalset, alone))
 
 
-def test_split_off_is_stratified() -> None:
-    labels = [0] * 10 + [1] * 5 + [2] + [3] * 2
-    kept, held = split_off(labels, 0.4, seed=0)
-    assert sorted(kept + held) == list(range(18)) and kept == sorted(kept)
-    assert Counter(labels[position] for position in held) == {0: 4, 1: 2, 3: 1}
-    assert split_off(labels, 0.4, seed=0) == (kept, held) != split_off(labels, 0.4, seed=1)
+def test_the_rate_is_chosen_on_images_that_were_not_trained_on(
+    model: DualEncoder, evalset: EvalSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, scored = [], []
+
+    def tune(model: DualEncoder, records: Any, labels: Any, positions: Any, *rest: Any) -> Any:
+        trained.append([records.key(position) for position in positions])
+        return fine_tune(model, records, labels, positions, *rest)
+
+    def predict(classifier: Classifier, records: Any, config: EvaluationConfig) -> Any:
+        scored.append([records.key(position) for position in range(len(records))])
+        return _predict(classifier, records, config)
+
+    monkeypatch.setattr("mmrep.evaluation.tasks.finetune.fine_tune", tune)
+    monkeypatch.setattr("mmrep.evaluation.tasks.finetune._predict", predict)
+    options = replace(OPTIONS, epochs=1, validation=0.5)
+    finetune(Context({"tiny": model}, evalset, replace(CONFIG, finetune=options)))
+    train = Context({"tiny": model}, evalset, CONFIG).train
+    held = validation_part(np.array(train.labels), 0.5, options.seed)
+    keys = np.array(train.evalset.keys())
+    assert [set(each) for each in trained] == [set(keys[~held])] * 2 + [set(keys)]
+    assert [set(each) for each in scored] == [set(keys[held])] * 2 + [set(evalset.keys())]
+    assert all(set(a).isdisjoint(b) for a, b in zip(trained[:2], scored[:2], strict=True))
+
+
+def test_half_of_the_images_are_mirrored(evalset: EvalSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    flips: list[bool] = []
+
+    def spy(image: Any, kind: str, min_scale: float, size: Any, crop: Any, flip: bool) -> Any:
+        flips.append(flip)
+        return view_of_decoded(image, kind, min_scale, size, crop, flip)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mmrep.evaluation.tasks.finetuning.view_of_decoded", spy)
+    for flip in (True, False):
+        crops = _Crops(evalset.records, (16, 16), replace(OPTIONS, flip=flip))
+        for epoch in range(16):
+            for position in range(16):
+                crops[epoch, position]
+    assert 0.4 < np.mean(flips[:256]) < 0.6
+    assert not any(flips[256:])
+
+
+def test_workers_share_the_cores_with_the_other_processes_here(
+    model: DualEncoder, evalset: EvalSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("mmrep.evaluation.tasks.finetuning.default_workers", lambda here: asked.append(here) or 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    train = Context({"tiny": model}, evalset, CONFIG).train
+    config = replace(CONFIG, workers=None, finetune=replace(OPTIONS, epochs=1))
+    fine_tune(model, train.evalset.records, train.labels, range(4), 4, 3e-3, config)
+    assert asked == [3]
+
+
+def test_processes_score_one_classifier(folder: Path, tmp_path: Path) -> None:
+    """Other seeds stand for sums that don't repeat: both processes go on with the first one's weights and buffers."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_classifiers.py")), str(folder), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert one["curve"] != two["curve"]
+    assert one["state"].keys() == two["state"].keys()
+    for name, value in one["state"].items():
+        assert torch.equal(value, two["state"][name]), name
 
 
 def test_schedule() -> None:
@@ -184,6 +248,16 @@ def test_missing_training_split(model: DualEncoder, colour_set: Path) -> None:
     held_out = open_set(SetConfig(str(colour_set)))._replace(config=None)
     with pytest.raises(ConfigError, match="no training split"):
         finetune(Context({"tiny": model}, held_out, CONFIG))
+
+
+@pytest.mark.parametrize("split", ["test", "test/", "./test"])
+def test_the_test_split_is_refused_however_it_is_spelled(model: DualEncoder, folder: Path, split: str) -> None:
+    for evalset in (
+        open_set(SetConfig(str(folder), train_split=split)),
+        open_set(SetConfig(str(folder), split=split, train_split="test")),
+    ):
+        with pytest.raises(ConfigError, match="fitted on the split that it is tested on"):
+            finetune(Context({"tiny": model}, evalset, CONFIG))
 
 
 def test_captions_are_refused(model: DualEncoder, colour_set: Path) -> None:

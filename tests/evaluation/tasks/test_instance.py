@@ -76,6 +76,7 @@ def test_by_class_against_torchmetrics(models: dict[str, DualEncoder], colours: 
         assert set(found.metrics) == set(found.chance) == set(found.pessimistic) == FIGURES
         for name, value in found.metrics.items():
             assert value == found.outcomes[name].mean()
+            assert found.pessimistic[name] == found.outcomes[f"pessimistic_{name}"].mean()
         assert found.chance["instance_recall@1"] == pytest.approx(3 / 15)
 
 
@@ -130,6 +131,7 @@ def test_ties_are_reported_and_warned_of(caplog: pytest.LogCaptureFixture) -> No
     assert found.outcomes["instance_recall@1"].tolist() == [1, 1, 0, 0]
     assert found.pessimistic["instance_recall@1"] == 0 and found.metrics["instance_recall@1"] == 0.5
     assert found.pessimistic["instance_map"] == pytest.approx(1 / 3)
+    assert found.outcomes["pessimistic_instance_map"].tolist() == pytest.approx([1 / 3] * 4)
     assert "model given: ties change instance_recall@1" in caplog.text
 
 

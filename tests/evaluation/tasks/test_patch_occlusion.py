@@ -11,6 +11,7 @@ import torch
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import OcclusionConfig
+from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.tasks.occlusion import Occluded, covered_patches, occlusion
@@ -54,13 +55,13 @@ def test_accuracies_are_those_of_the_views(tiny: Callable[..., DualEncoder], col
     large = {"args": {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}}
     models = {"a": tiny("avg", seed=1).eval(), "b": tiny("max", seed=2, image=large).eval()}
     context = Context(models, open_set(SetConfig(str(colour_set))), CONFIG)
-    found = occlusion(context)
+    found, records = occlusion(context), context.evalset.records
     for model, each, clean in zip(models.values(), found, zeroshot(context), strict=True):
         classes = embed_classes(model, context.evalset, 4)
         colour = tuple(round(255 * value) for value in model.config.image.mean)
         for share, accuracy in zip((0.25, 0.5, 1.0), each.metrics.values(), strict=True):
             view = Occluded(*model.image.size, model.image.grid, share, colour)
-            pixels = torch.stack([view(context.evalset.records.image(i), i) for i in range(16)])
+            pixels = torch.stack([view(records.image(i), group_id(records.key(i))) for i in range(16)])
             with torch.inference_mode():
                 right = (model.encode_image(pixels) @ classes.T).argmax(1) == torch.tensor(context.labels)
             assert accuracy == right.float().mean()
@@ -70,6 +71,14 @@ def test_accuracies_are_those_of_the_views(tiny: Callable[..., DualEncoder], col
         np.testing.assert_allclose(each.outcomes["right"].mean(0), list(each.metrics.values()))
         # All images are grey now, and one class gets them all.
         assert each.metrics["occlusion_acc1@1"] == 0.25
+
+
+def test_ties_that_are_lucky_count_as_wrong(tiny: Callable[..., DualEncoder], colour_set: Path) -> None:
+    """All classes have one name, and each image is taken for the same."""
+    same = open_set(SetConfig(str(colour_set)))._replace(classnames=["red"] * 4)
+    (found,) = occlusion(Context({"a": tiny("avg", seed=1).eval()}, same, CONFIG))
+    assert set(found.metrics.values()) == set(found.further.values()) == {0.25}
+    assert set(found.pessimistic) == {*found.metrics, *found.further} and set(found.pessimistic.values()) == {0}
 
 
 def test_captions_are_refused(tiny: Callable[..., DualEncoder], colour_set: Path) -> None:

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mmrep.config.checks import MmrepError, require
+from mmrep.config.checks import require
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import image_key
+from mmrep.evaluation.embedding.cached import require_finite
 from mmrep.evaluation.embedding.embed import Views, embed_images
 from mmrep.evaluation.embedding.views import Centre
 from mmrep.model.dual_encoder import DualEncoder
@@ -39,7 +40,7 @@ def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[T
     if all(sizes[name] == [model.image.size] for name, model in context.models.items()):
         return context.images
     records, config, cache = context.evalset.records, context.config, context.cache
-    data = records.digest() if cache else ""
+    data = records.identity() if cache else ""
     keys, found = {}, {}
     for name, model in context.models.items():
         if cache:
@@ -52,11 +53,8 @@ def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[T
     if missing:
         made = _embedded(context, {name: sizes[name] for name in missing})
         for name, rows in zip(missing, made, strict=True):
-            if not rows.isfinite().all():
-                raise MmrepError(
-                    f"model {name}: its embeddings on {context.evalset.name} at scales "
-                    f"{', '.join(map(str, scales))} are not finite; did training diverge?"
-                )
+            at = ", ".join(map(str, scales))
+            require_finite(rows, name, f"embeddings on {context.evalset.name} at scales {at}")
             if cache:
                 cache.put(keys[name], rows)
             found[name] = rows

@@ -13,9 +13,9 @@ from mmrep.config.checks import MmrepError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.data.transforms import resize_center
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.multiscale import multiscale_images, scaled_size
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
-from mmrep.evaluation.tasks.multiscale import multiscale_images, scaled_size
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.resolution import at_resolution
 
