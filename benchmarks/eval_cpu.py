@@ -55,7 +55,7 @@ FULLSIZE = "jpeg_fullsize"
 TARGETS = {"theirs / ours": 3.0, "ours / floor": 1.3, "five models / one": 1.6}
 TOLERANCE = 1e-6
 CONFIG = EvaluationConfig(workers=0)
-"""One thread decodes, beside the towers; CLIP_benchmark has one worker process."""
+"""The default of 2 cores: the process that has the towers decodes too. CLIP_benchmark has a worker process besides."""
 
 
 def tiny_model(seed: int) -> DualEncoder:

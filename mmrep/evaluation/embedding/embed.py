@@ -6,12 +6,9 @@ have the embeddings the same bits, where the hardware is the same.
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,9 +23,6 @@ from mmrep.data.tar import DataError
 from mmrep.evaluation.embedding.views import Centre, View
 from mmrep.evaluation.sources.records import Records
 from mmrep.model.dual_encoder import DualEncoder
-
-_AHEAD = 3
-"""Batches that the thread decodes before they are asked for."""
 
 Views = Mapping[Hashable, Tensor]
 """Of a batch of images: (batch, 3, rows, columns) uint8 pixels under each view."""
@@ -57,33 +51,7 @@ def _collate(items: list[dict[View, Tensor] | DataError]) -> Views | DataError:
         if isinstance(item, DataError):
             return item
     good = [item for item in items if not isinstance(item, DataError)]
-    # numpy's stack: torch's would wake this thread's own OpenMP threads, against those of the towers.
-    return {view: torch.from_numpy(np.stack([item[view].numpy() for item in good])) for view in good[0]}
-
-
-def _decoded(images: _Images, batches: Sequence[list[int]], workers: int) -> Iterator[Views | DataError]:
-    """The batches in order, decoded while the towers work: by worker processes, or else by one thread of this one."""
-    if workers:
-        # A generator of its own: else a seed for the workers is drawn from torch's, which training's dropout goes by.
-        own = torch.Generator()
-        yield from DataLoader[Any](
-            images, batch_sampler=batches, num_workers=workers, collate_fn=_collate, generator=own
-        )
-        return
-
-    def decode(batch: list[int]) -> Views | DataError:
-        return _collate([images[position] for position in batch])
-
-    pool = ThreadPoolExecutor(1, "decode")
-    try:
-        coming = iter(batches)
-        waiting = [pool.submit(decode, batch) for batch in islice(coming, _AHEAD)]
-        while waiting:
-            found = waiting.pop(0).result()
-            waiting += [pool.submit(decode, batch) for batch in islice(coming, 1)]
-            yield found
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return {view: torch.stack([item[view] for item in good]) for view in good[0]}
 
 
 def centre_of(model: DualEncoder) -> Centre:
@@ -143,9 +111,16 @@ def embed_images(
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = default_workers(here) if config.workers is None else config.workers
     own = [list(batch) for batch in _own(batches)]
-    decoded = _decoded(_Images(records, views), own, workers)
+    loader: DataLoader[Any] = DataLoader(
+        _Images(records, views),
+        batch_sampler=own,
+        num_workers=workers,
+        collate_fn=_collate,
+        # Else a seed for the workers is drawn from torch's own, which training's dropout goes by.
+        generator=torch.Generator(),
+    )
     parts: list[list[Tensor]] = []
-    for pixels in tqdm(decoded, desc=name, total=len(own), unit="batch", disable=quiet, leave=False):
+    for pixels in tqdm(loader, desc=name, total=len(own), unit="batch", disable=quiet, leave=False):
         error = distributed.first_text(str(pixels) if isinstance(pixels, DataError) else "")
         if error or isinstance(pixels, DataError):
             raise DataError(error)

@@ -1,6 +1,5 @@
 """Embeddings: each image once for all models, texts once each and in order."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,15 +80,6 @@ def test_workers_change_nothing(model: DualEncoder, classes: EvalSet) -> None:
     one = embed_set([model], classes.records, CONFIG)
     two = embed_set([model], classes.records, EvaluationConfig(batch_size=5, workers=2))
     assert torch.equal(one[0], two[0])
-
-
-def test_what_decodes_ahead_does_not_outlive_an_error(model: DualEncoder, classes: EvalSet) -> None:
-    def fails(views: Any) -> list[Tensor]:
-        raise RuntimeError("the tower fails")
-
-    with pytest.raises(RuntimeError, match="the tower fails"):
-        embed_images(fails, [Centre(16, 16)], classes.records, EvaluationConfig(batch_size=2, workers=0))
-    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
 def test_models_of_several_sizes_in_one_pass(
