@@ -90,6 +90,8 @@ def _evaluated(
     require(bool(asked), f"{where}: no query has a right image, so there is nothing to find")
     metrics, pessimistic, chance = ({name: float(np.nanmean(part[name])) for name in asked} for part in scores)
     outcomes = scores.values | {f"pessimistic_{name}": each for name, each in scores.pessimistic.items()}
+    if truth is not None:
+        outcomes["query_keys"] = np.array([query.name for query in truth.queries])
     return Evaluation(metrics, chance, outcomes, pessimistic=pessimistic, details=_details(scores, config))
 
 

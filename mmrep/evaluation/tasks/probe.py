@@ -76,7 +76,7 @@ def probe(
         require(
             bool(held.any()),
             f"{where}: the training split has {len(labels)} images of {len(seen)} classes: none to choose the penalty "
-            f"on; give one penalty in evaluation.probe.penalties",
+            f"on; give one penalty in probe.penalties",
         )
         trials = _tried(train, labels, torch.from_numpy(held), config, device)
     chosen = max(trials, key=lambda trial: (trial.accuracy, trial.penalty)).penalty if trials else config.penalties[0]
@@ -118,16 +118,16 @@ def _spread(scores: Tensor, seen: Int64[Tensor, " seen"], classes: int) -> Tenso
 
 
 def _warn(chosen: float, trials: list[Trial], fitted: Linear, where: str) -> None:
-    if trials and chosen in (trials[0].penalty, trials[-1].penalty):
+    if fitted.converged and trials and chosen in (trials[0].penalty, trials[-1].penalty):
         further = "larger" if chosen == trials[0].penalty else "smaller"
         LOG.warning(
-            "%s: the best penalty, %g, is at the end of those tried; add %s ones to evaluation.probe.penalties",
+            "%s: the best penalty, %g, is at the end of those tried; add %s ones to probe.penalties",
             where, chosen, further,
         )  # fmt: skip
     stopped = [f"{trial.penalty:g}" for trial in trials if not trial.converged]
     if stopped or not fitted.converged:
         LOG.warning(
             "%s: the regression did not converge with penalty %s; leave small penalties out of "
-            "evaluation.probe.penalties",
+            "probe.penalties",
             where, ", ".join(stopped or [f"{chosen:g}"]),
         )  # fmt: skip

@@ -169,6 +169,7 @@ def test_by_ground_truth(models: dict[str, DualEncoder], towers: EvalSet, caplog
         area = ((1.0 if first == 0 else 0) + 1 / (first + 1) + 1 / second + 2 / (second + 1)) / 4
         assert found.outcomes["instance_easy_map"][0] == pytest.approx(area)
         assert np.isnan(found.outcomes["instance_easy_map"]).tolist() == [False, True, False]
+        assert len(found.outcomes["query_keys"]) == 3
         assert np.isnan(found.outcomes["instance_hard_map"]).tolist() == [False, False, True]
         assert found.metrics["instance_easy_map"] == np.nanmean(found.outcomes["instance_easy_map"])
     assert "towers: task instance: instance_easy_map: 1 queries have nothing to find" in caplog.text
