@@ -111,7 +111,8 @@ def test_texts_that_are_cut_are_counted_by_model(
 
 
 def test_parquet(saved: Path, colour_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     monkeypatch.setattr("mmrep.evaluation.embedding.written._GROUP", 7)
     command = ["embed", "--model", str(saved / "avg"), "--data", str(colour_set / "retrieval")]
     for form in ("parquet", "npy"):

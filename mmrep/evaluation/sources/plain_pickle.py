@@ -168,7 +168,7 @@ class _Machine:
     def _build(self, target: Any, state: Any) -> None:
         if isinstance(target, np.dtype):
             # Only the byte order: the rest of a dtype's state is for records and text.
-            target.__setstate__((3, _order(state), None, None, None, -1, -1, 0))  # type: ignore[attr-defined]
+            target.__setstate__((3, _order(state), None, None, None, -1, -1, 0))  # type: ignore[attr-defined]  # not in the stubs
         else:
             _, shape, dtype, fortran, content = state
             raw = _checked_bytes(content, shape, dtype)

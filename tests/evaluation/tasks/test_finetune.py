@@ -163,7 +163,7 @@ def test_half_of_the_images_are_mirrored(evalset: EvalSet, monkeypatch: pytest.M
 
     def spy(image: Any, kind: str, min_scale: float, size: Any, crop: Any, flip: bool) -> Any:
         flips.append(flip)
-        return view_of_decoded(image, kind, min_scale, size, crop, flip)  # type: ignore[arg-type]
+        return view_of_decoded(image, kind, min_scale, size, crop, flip)  # type: ignore[arg-type]  # any crop that is asked for
 
     monkeypatch.setattr("mmrep.evaluation.tasks.finetuning.view_of_decoded", spy)
     for flip in (True, False):

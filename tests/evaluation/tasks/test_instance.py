@@ -85,15 +85,15 @@ def scored(images: torch.Tensor, labels: list[int], caplog: Any = None, **option
 
     class Given(Context):
         def __init__(self) -> None:
-            self.models, self.config = {"given": None}, config(**options)  # type: ignore[dict-item]
+            self.models, self.config = {"given": None}, config(**options)  # type: ignore[dict-item]  # no model is run
             records: Any = range(len(labels))
             self.evalset = EvalSet("given", "zeroshot", records, ["x"] * (max(labels) + 1), [])
-            self.images, self.labels = [images], labels  # type: ignore[misc]
+            self.images, self.labels = [images], labels  # type: ignore[misc]  # given, not embedded
 
     from mmrep.evaluation.tasks import instance as module
 
     original = module.multiscale_images
-    module.multiscale_images = lambda context, scales: context.images  # type: ignore[assignment]
+    module.multiscale_images = lambda context, scales: context.images  # type: ignore[assignment]  # the same
     try:
         return instance(Given())[0]
     finally:
