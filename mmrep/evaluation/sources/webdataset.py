@@ -1,6 +1,7 @@
 """Evaluation sets in CLIP_benchmark's layout: WebDataset shards in a folder here, or behind an address."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,7 @@ def read_webdataset(config: SetConfig) -> Found:
     samples = [(index, row) for index in indexes for row in range(len(index))]
     for sample in samples:
         image_extension(*sample)
+    _warn_of_doubles(indexes, where)
     said = dataset_type(_read(f"{folder}/dataset_type.txt"))
     kind = asked_kind(config) or ("captions" if said == "retrieval" else "classes")
     if kind == "captions":
@@ -121,6 +123,17 @@ def _read(place: str) -> str | None:
 
 def _lines(folder: str, name: str, where: str) -> list[str] | None:
     return None if _read(f"{folder}/{name}") is None else read_lines(f"{folder}/{name}", where)
+
+
+def _warn_of_doubles(indexes: Sequence[ShardIndex], where: str) -> None:
+    """Counts keys that several shards have: sample ids carry the shard, so nothing else would notice a shard copied."""
+    counts = Counter(key for index in indexes for key in index.keys.tolist())
+    twice = [key for key, count in counts.items() if count > 1]
+    if twice:
+        LOG.warning(
+            "%s: %d keys occur in several shards, such as %r: if these are the same samples, they count twice",
+            where, len(twice), twice[0].decode(),
+        )  # fmt: skip
 
 
 def _check_members(config: SetConfig, indexes: Sequence[ShardIndex], member: str, kind: str) -> None:

@@ -197,3 +197,13 @@ def test_a_key_may_occur_in_two_shards(tmp_path: Path) -> None:
 def test_a_key_may_not_occur_twice_in_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a duplicate key, or a wrong order"):
         open_set(SetConfig(str(write_set(tmp_path, [colour_samples(4) + colour_samples(4)]))))
+
+
+def test_a_shard_copied_under_another_name_is_told(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "mmrep"):
+        open_set(SetConfig(str(folder)))
+        assert "several shards" not in caplog.text
+        open_set(SetConfig(str(write_set(tmp_path / "twice", [colour_samples(4), colour_samples(6, 2)]))))
+    assert "twice: 2 keys occur in several shards, such as '000002': if these are the same samples" in caplog.text
