@@ -136,7 +136,7 @@ def test_each_image_goes_through_the_trunk_once_and_each_text_once(
 
 def test_the_trained_state_is_what_training_saw(runs: dict[str, Trained]) -> None:
     for name, run in runs.items():
-        shown = sweep_run(run.folder, run.config, SweepConfig(EXPONENTS), evaluation=SPEED)
+        shown = sweep_run(run.folder, run.config, SweepConfig(EXPONENTS))  # in the batches that training validated in
         content = json.loads((run.folder / "sweep.json").read_text())
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         first = content["results"][0]

@@ -1,4 +1,4 @@
-"""A matrix product in which equal vectors tie."""
+"""A matrix product in which equal fp32 vectors tie."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,10 @@ NARROW = 16
 def product(
     rows: Float[Tensor, "rows embed"], columns: Float[Tensor, "columns embed"], space: Tensor | None = None
 ) -> Float[Tensor, "rows columns"]:
-    """The inner product of each row with each column; equal vectors get equal ones, however few there are.
+    """Return the inner product of each row with each column.
+
+    In fp32, equal vectors get equal products, however few there are. In double precision this does not hold on every
+    CPU: MKL on AMD processors rounds by the place in the matrix.
 
     Args:
         rows: one side.
