@@ -1,9 +1,8 @@
 """The dual encoder: image tower, text tower, temperature."""
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from mmrep.config.model import ModelConfig
 from mmrep.config.training import Precision
 from mmrep.model.image_encoder import ImageEncoder, Images
 from mmrep.model.text_encoder import ClipTokenizer, TextEncoder
+from mmrep.pixels import Preprocess
 
 
 class Embeddings(NamedTuple):
@@ -68,12 +68,10 @@ class DualEncoder(nn.Module):
         return self.logit_scale.device
 
     @property
-    def preprocess(self) -> Callable[[Any], Tensor]:
-        """open_clip's evaluation transform for this model's image size and normalisation."""
-        from open_clip.transform import image_transform
-
+    def preprocess(self) -> Preprocess:
+        """open_clip's evaluation transform for this model's image size and normalisation, as a `Preprocess`."""
         image = self.config.image
-        return image_transform(self.image.size, is_train=False, mean=image.mean, std=image.std)
+        return Preprocess(self.image.size, image.mean, image.std)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -38,6 +38,7 @@ _CODE = (
     "data/decode.py",
     "data/jpeg.py",
     "data/transforms.py",
+    "pixels.py",
     "evaluation/embedding/*.py",
 )
 
