@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from train_cpu import RESULTS, ROOT, busy_seconds, commit, environment, processor
 
+from mmrep.config.caches import cache_root
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
-from mmrep.data.cache import cache_root
 from mmrep.evaluation.embedding.embed import centre_of
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.suite import evaluate, write_results

@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from mmrep.data.cache import cache_root
+from mmrep.config.caches import cache_root
 from mmrep.data.places import resolve_place
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -139,7 +139,7 @@ def run_embed(argv: list[str]) -> None:
     from mmrep import distributed
     from mmrep.evaluation.context import Context
     from mmrep.evaluation.embedding.cached import embed_texts_cached, require_finite
-    from mmrep.evaluation.embedding.tokens import check_vocabulary, warn_of_cut
+    from mmrep.evaluation.embedding.tokens import warn_of_cut
     from mmrep.evaluation.embedding.written import Form, check_form, write_set, write_texts
     from mmrep.evaluation.sets import open_set
 
@@ -158,7 +158,6 @@ def run_embed(argv: list[str]) -> None:
         written += write_set(output, context, facts, form)
     for stem, lines in texts.items():
         for name, model in models.items():
-            check_vocabulary(model, name)
             warn_of_cut(lines, model.tokenizer, stem, [name])
             rows = embed_texts_cached(model, lines, config.text_batch_size, used)
             require_finite(rows, name, f"embeddings of {stem}")

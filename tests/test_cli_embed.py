@@ -47,7 +47,7 @@ def test_images_and_captions_of_several_models(saved: Path, colour_set: Path, tm
         meta = json.loads((folder / "meta.json").read_text())
         about = {key: meta[key] for key in ("images", "texts", "dim", "format", "dtype", "normalised")}
         assert about == {"images": 16, "texts": 0, "dim": 16, "format": "npy", "dtype": "float32", "normalised": True}
-        assert meta["view"] == "Centre(rows=16, columns=16)"
+        assert meta["view"] == "Centre(rows=16, columns=16, resize_mode='shortest', interpolation='bicubic')"
         assert meta["model"]["source"] == str(saved / name) and meta["dataset"]["digest"] == evalset.records.digest()
         texts = np.load(out / name / "retrieval" / "texts.npy")
         assert texts.shape == (32, 16) and texts.dtype == np.float32

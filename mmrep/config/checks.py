@@ -1,6 +1,7 @@
 """The error that a user's mistake raises, and the few checks that all config files share."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -10,6 +11,16 @@ class MmrepError(ValueError):
 
 class ConfigError(MmrepError):
     """A mistake in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
+
+
+LONGEST_QUOTE = 80
+"""Characters of a rejected value that a message repeats."""
+
+
+def quoted(value: object) -> str:
+    """Return a value as Python writes it, cut to LONGEST_QUOTE characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
 
 
 def require(condition: bool, message: str) -> None:
@@ -22,21 +33,21 @@ def one_of(field: str, value: str, choices: Iterable[str]) -> None:
     """Raises ConfigError unless `value` is one of `choices`; suggests the nearest."""
     choices = list(choices)
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
+        near = difflib.get_close_matches(str(value)[:LONGEST_QUOTE], choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{field}: unknown value {value!r}{hint} (valid: {', '.join(choices)})")
+        raise ConfigError(f"{field}: unknown value {quoted(value)}{hint} (valid: {', '.join(choices)})")
 
 
 def at_least(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None or ≥ `low`."""
-    require(value is None or value >= low, f"{field}: expected a value ≥ {low:g}, got {value}")
+    """Raises ConfigError unless `value` is None, or finite and ≥ `low`."""
+    require(value is None or low <= value < math.inf, f"{field}: expected a value ≥ {low:g}, got {quoted(value)}")
 
 
 def above(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None or > `low`."""
-    require(value is None or value > low, f"{field}: expected a value > {low:g}, got {value}")
+    """Raises ConfigError unless `value` is None, or finite and > `low`."""
+    require(value is None or low < value < math.inf, f"{field}: expected a value > {low:g}, got {quoted(value)}")
 
 
 def within(field: str, value: float, low: float, high: float) -> None:
     """Raises ConfigError unless `low` ≤ `value` ≤ `high`."""
-    require(low <= value <= high, f"{field}: expected a value from {low:g} to {high:g}, got {value}")
+    require(low <= value <= high, f"{field}: expected a value from {low:g} to {high:g}, got {quoted(value)}")

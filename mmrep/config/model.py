@@ -1,11 +1,42 @@
 """What a dual encoder is made of: trunk, pooling, text tower, embedding width."""
 
+import difflib
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from mmrep.config.checks import above, at_least, one_of, require, within
+from mmrep.config.checks import ConfigError, above, one_of, quoted, require, within
 from mmrep.config.pooling import Norm, PoolConfig, PoolInit
+
+ResizeMode = Literal["shortest", "longest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+CLIP_VOCABULARY = 49_408
+"""Entries of CLIP's byte-pair vocabulary, the only tokenizer so far."""
+
+TRUNK_ARGS = frozenset(
+    {
+        *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "init_values"),
+        *("qkv_bias", "qkv_fused", "qk_norm", "proj_bias", "pre_norm", "scale_attn_norm", "scale_mlp_norm"),
+        *("class_token", "reg_tokens", "num_reg_tokens", "pos_embed", "no_embed_class", "dynamic_img_size"),
+        *("dynamic_img_pad", "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        *("act_layer", "norm_layer", "swiglu_mlp", "swiglu_align_to", "scale_mlp", "scale_attn_inner", "attn_type"),
+        *("attn_only_layer_scale", "use_abs_pos_emb", "use_rot_pos_emb", "rope_type", "rope_grid_offset"),
+        *("rope_grid_indexing", "rope_temperature", "rope_rotate_half", "rope_shift_coords", "rope_jitter_coords"),
+        *("rope_rescale_coords", "use_post_norm", "use_pre_transformer_norm", "ref_feat_shape"),
+        *("use_rel_pos_bias", "use_shared_rel_pos_bias", "rel_pos_type", "rel_pos_dim", "shared_rel_pos"),
+        *("depth_token_only", "mlp_ratio_token_only", "local_up_to_layer", "locality_strength", "use_pos_embed"),
+    }
+)
+"""Arguments of timm's models that `model.image.args` may give: sizes, depths and flags.
+
+timm takes others that open files, reach the network or run code (`checkpoint_path` unpickles). Configs come with models
+from strangers, so this is a list of what is allowed, not of what is forbidden.
+"""
+
+MAX_DEPTH, MAX_SIZE, MAX_PARAMETERS = 1000, 100_000, 2e10
+"""Bounds of a config's numbers, so that a mistyped or hostile one is refused before memory is asked for."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +45,7 @@ class ImageConfig:
 
     Attributes:
         trunk: a timm model name; None takes the one of the named model.
-        args: arguments of the timm model (img_size, patch_size, embed_dim, depth, num_heads, ...).
+        args: arguments of the timm model (img_size, patch_size, embed_dim, depth, num_heads, ...), see `TRUNK_ARGS`.
         norm: final LayerNorm `before` pooling (on the tokens) or `after` it (on the embedding).
         projection: whether a linear layer maps the pooled embedding to `embed_dim`; without it the head's width is
             the embedding's.
@@ -23,6 +54,12 @@ class ImageConfig:
         patch_dropout: share of the patches left out in training.
         mean: per-channel mean subtracted from images in [0, 1].
         std: per-channel standard deviation that images are divided by.
+        resize_mode: how a whole picture is brought to the model's size: `shortest` side, then the centre; `longest`
+            side, then black borders; `squash` to it, whatever the shape. Random crops of training do not use it.
+        interpolation: `bicubic` or `bilinear`, where a whole picture is resized.
+
+    `mean`, `std`, `resize_mode` and `interpolation` belong to the model. None takes the values of `model.weights`, else
+    of the pretrained trunk, else CLIP's (`shortest`, `bicubic`).
     """
 
     trunk: str | None = None
@@ -32,14 +69,59 @@ class ImageConfig:
     projection_bias: bool = False
     pretrained: bool = False
     patch_dropout: float = 0.0
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resize_mode: ResizeMode | None = None
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         one_of("model.image.norm", self.norm, typing.get_args(Norm))
         within("model.image.patch_dropout", self.patch_dropout, 0, 0.95)
-        for value in self.std:
+        for value in self.mean or ():
+            within("model.image.mean", value, -1e6, 1e6)
+        for value in self.std or ():
             above("model.image.std", value, 0)
+        if self.resize_mode is not None:
+            one_of("model.image.resize_mode", self.resize_mode, typing.get_args(ResizeMode))
+        if self.interpolation is not None:
+            one_of("model.image.interpolation", self.interpolation, typing.get_args(Interpolation))
+        _check_trunk_args(self.args)
+
+
+def _check_trunk_args(args: dict[str, Any]) -> None:
+    """Refuse arguments of a trunk that are not in TRUNK_ARGS, no plain values, or absurd."""
+    for name, value in args.items():
+        where = f"model.image.args.{str(name)[:80]}"
+        if name not in TRUNK_ARGS:
+            near = difflib.get_close_matches(str(name)[:80], TRUNK_ARGS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "allowed are sizes, depths and flags (docs/models.md)"
+            raise ConfigError(f"{where}: not an argument that a trunk may be given; {hint}")
+        parts = value if isinstance(value, list | tuple) else [value]
+        for part in parts or [None]:
+            require(
+                isinstance(part, bool | int | float | str) or (part is None and value is None),
+                f"{where}: expected a number, a flag or a name, got {quoted(value)}",
+            )
+            if isinstance(part, int | float) and not isinstance(part, bool):
+                within(where, part, -MAX_SIZE, MAX_SIZE)
+    for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
+        value = args.get(name, 1)
+        sizes = value if isinstance(value, list | tuple) and name.endswith("size") else [value]
+        for size in sizes:
+            require(
+                type(size) is int and 1 <= size <= (MAX_DEPTH if name == "depth" else MAX_SIZE),
+                f"model.image.args.{name}: expected a whole number from 1, got {quoted(value)}",
+            )
+    ratio = args.get("mlp_ratio", 1.0)
+    require(
+        isinstance(ratio, int | float) and ratio > 0,
+        f"model.image.args.mlp_ratio: expected a number > 0, got {quoted(ratio)}",
+    )
+    _check_parameters("model.image.args", args.get("depth", 1) * (4 + 2 * ratio) * args.get("embed_dim", 1) ** 2)
+
+
+def _check_parameters(where: str, count: float) -> None:
+    require(count <= MAX_PARAMETERS, f"{where}: about {count:.2g} parameters, more than {MAX_PARAMETERS:.0g}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +130,7 @@ class TextConfig:
 
     Attributes:
         context_length: longest text in tokens, start and end included.
-        vocab_size: entries of the token embedding.
+        vocab_size: entries of the token embedding; at least as many as the tokenizer has.
         width: token width.
         heads: attention heads.
         layers: transformer blocks.
@@ -63,9 +145,18 @@ class TextConfig:
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_least("model.text.context_length", self.context_length, 3)
-        for name in ("vocab_size", "width", "heads", "layers"):
-            at_least(f"model.text.{name}", getattr(self, name), 1)
+        for name, least, most in (
+            ("context_length", 3, MAX_SIZE), ("width", 1, MAX_SIZE), ("heads", 1, MAX_SIZE), ("layers", 1, MAX_DEPTH),
+        ):  # fmt: skip
+            if getattr(self, name) is not None:
+                within(f"model.text.{name}", getattr(self, name), least, most)
+        if self.vocab_size is not None:
+            require(
+                CLIP_VOCABULARY <= self.vocab_size <= 100 * CLIP_VOCABULARY,
+                f"model.text.vocab_size: expected at least the {CLIP_VOCABULARY} entries of CLIP's tokenizer, "
+                f"got {quoted(self.vocab_size)}",
+            )
+        _check_parameters("model.text", (self.layers or 1) * 12 * (self.width or 1) ** 2)
         if self.width is not None and self.heads is not None:
             require(
                 self.width % self.heads == 0,
@@ -105,7 +196,8 @@ class ModelConfig:
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
-        at_least("model.embed_dim", self.embed_dim, 1)
+        if self.embed_dim is not None:
+            within("model.embed_dim", self.embed_dim, 1, MAX_SIZE)
         above("model.logit_scale", self.logit_scale, 0)
         PoolConfig.parse(self.pool, "model.pool")
         one_of("model.pool_init", self.pool_init, typing.get_args(PoolInit))
@@ -116,10 +208,17 @@ class ModelConfig:
             )
         else:
             require(self.pool_base is None, "model.pool_base: used under model.pool_init: preserve only")
-        if self.name is None and self.image.trunk is not None:
-            missing = [f"model.text.{n}" for n in ("width", "heads", "layers") if getattr(self.text, n) is None]
-            missing += ["model.embed_dim"] if self.embed_dim is None and self.image.projection else []
-            require(not missing, f"{', '.join(missing)}: needed, since no model.name is given to take them from")
+        if self.image.trunk is not None:
+            missing = list(self._missing())
+            require(not missing, f"{', '.join(missing)}: needed beside model.image.trunk")
+
+    def _missing(self) -> Iterator[str]:
+        """Yield what a model without a name has to give."""
+        for name in ("width", "heads", "layers"):
+            if getattr(self.text, name) is None:
+                yield f"model.text.{name}"
+        if self.embed_dim is None and self.image.projection:
+            yield "model.embed_dim"
 
     @property
     def pooling(self) -> PoolConfig:

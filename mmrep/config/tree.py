@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmrep.config.checks import at_least, require
+from mmrep.config.checks import at_least, quoted, require
 from mmrep.config.data import DataConfig
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.loss import LossConfig
@@ -46,6 +46,11 @@ class TrainConfig:
         require(
             self.model.name is not None or self.model.image.trunk is not None,
             "model: give model.name (an open_clip model, say ViT-B-16) or model.image.trunk (a timm model)",
+        )
+        require(
+            self.model.name is None or self.model.image.trunk is None,
+            f"model.name {quoted(self.model.name)} and model.image.trunk {quoted(self.model.image.trunk)} each stand "
+            "for a model: give one of them (in a file that gives a trunk, model.image.trunk null drops it)",
         )
         require(
             len(self.data.train) > 0, "data.train: expected at least one source, as in [{shards: train/{0..9}.tar}]"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.cache import cache_root
 from mmrep.data.img2dataset import check_against, stats_of
 from mmrep.data.indexing import load_index, read_arrays, write_arrays
 from mmrep.data.remote import is_remote, read_remote, remote_size

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mmrep.data.jpeg import decode_jpeg, jpeg_complaint, jpeg_header
 from mmrep.data.shards import ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError
+from mmrep.pixels import rgb
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs."""
@@ -89,7 +88,7 @@ def decode_image(
     if data.startswith(_PNG_START):
         _check_png(data)
     with _opened(data, max_pixels) as image:
-        return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+        return torch.from_numpy(rgb(image)).permute(2, 0, 1)
 
 
 @contextmanager
@@ -157,18 +156,6 @@ def _check_png(data: bytes) -> None:
         if critical and zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise ValueError(f"can't decode image: damaged: wrong checksum of the PNG's chunk {name!r}")
         place = end + 4
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "F":
-        raise ValueError("float pixels, which have no range that all agree on; store 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # 16-bit grey, which Pillow would clip at 255 instead of scaling it.
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours; without this step Pillow warns of every such file
-    return np.array(image.convert("RGB"))
 
 
 def image_notes(data: bytes, max_pixels: int = MAX_PIXELS) -> list[str]:

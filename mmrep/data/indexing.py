@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.cache import cache_root
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import DataError, walk_tar
 

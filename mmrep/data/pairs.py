@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.data import DataConfig
-from mmrep.data.cache import cache_root
 from mmrep.data.captions import Caption
 from mmrep.data.decode import decode_image
 from mmrep.data.decoded import DecodedImages, image_sizes

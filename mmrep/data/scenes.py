@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, at_least, require, within
-from mmrep.data.cache import cache_root
 from mmrep.data.draws import Purpose, uniforms
 from mmrep.data.scene_drawing import (
     BACKGROUNDS,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.cache import cache_root
 from mmrep.data.catalog import Progress
 from mmrep.data.shards import ShardIndex
 from mmrep.data.subsets import read_subset, select, shard_uids

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import DataConfig, SourceConfig
-from mmrep.data.cache import cache_root
 from mmrep.data.captions import Captioner
 from mmrep.data.catalog import Catalog, Progress, catalog_of, joined, key_hashes, read_catalog
 from mmrep.data.indexing import cached_sidecar, load_index

@@ -7,20 +7,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from mmrep.config.data import Crop
 from mmrep.data.decode import MAX_PIXELS, decode_image, image_header
 from mmrep.data.jpeg import JPEG_START, reduction
+from mmrep.pixels import Box, centre, cover, is_thin, resized_part
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
 """Uniform draws that `random_crop_box` takes."""
 _RATIO = (3 / 4, 4 / 3)
-
-Box = tuple[int, int, int, int]
-"""Top, left, height, width."""
 
 
 def view(
@@ -53,7 +50,7 @@ def view(
         return view_of_decoded(decode_image(data, max_pixels), crop, min_scale, size, draws, flip)
     height, width = image_header(data, max_pixels)[:2]
     if crop == "resize":
-        box, least = (0, 0, height, width), _cover(height, width, size)
+        box, least = (0, 0, height, width), cover(height, width, size)
     else:
         box = random_crop_box(height, width, min_scale, draws)
         least = -(-size[0] * height // box[2]), -(-size[1] * width // box[3])
@@ -62,8 +59,8 @@ def view(
         box = _divided(box, reduction(height, width, least))
     if crop == "resize":
         # The rows and columns of the full-size image: those of the small one may be one less or more.
-        centre = _centre(crop_resize(image, box, _cover(height, width, size)), size)
-        return centre.flip(2) if flip else centre
+        middle = _middle(image, box, cover(height, width, size), size)
+        return middle.flip(2) if flip else middle
     return crop_resize(image, box, size, flip)
 
 
@@ -77,8 +74,8 @@ def view_of_decoded(
 ) -> UInt8[Tensor, "3 rows columns"]:
     """The training pixels of a decoded image, the same as `view` makes of its file; arguments as there."""
     if crop == "resize":
-        centre = resize_center(image, size)
-        return centre.flip(2) if flip else centre
+        middle = resize_center(image, size)
+        return middle.flip(2) if flip else middle
     height, width = image.shape[1:]
     return crop_resize(image, random_crop_box(height, width, min_scale, draws), size, flip)
 
@@ -134,37 +131,24 @@ def crop_resize(
 
 
 def resize_center(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 rows columns"]:
-    """Resizes the image until it just covers `size` (bicubic, antialiased), then cuts the centre out."""
-    height, width = image.shape[1:]
-    return _centre(crop_resize(image, (0, 0, height, width), _cover(height, width, size)), size)
+    """Resizes the image until it just covers `size` (bicubic, antialiased), then cuts the centre out.
 
-
-def resize_center_as_pillow(
-    image: UInt8[Tensor, "3 height width"], size: tuple[int, int]
-) -> UInt8[Tensor, "3 rows columns"]:
-    """open_clip's evaluation transform, bit for bit: `resize_center` with Pillow's arithmetic, 3 to 4 times as slow.
-
-    torch's uint8 kernel has 16 bits for a weight: 0.1 to 0.4% of its values differ, by 1, rarely by 2.
+    Of a thin image, no more than the centre is made (see `resized_part`).
     """
     height, width = image.shape[1:]
-    rows, columns = _cover(height, width, size)
-    if (height, width) != (rows, columns):
-        # The whole image, since Pillow holds the edges of a box in single precision, from which other weights follow.
-        resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((columns, rows), Image.Resampling.BICUBIC)
-        image = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-    return _centre(image, size)
+    return _middle(image, (0, 0, height, width), cover(height, width, size), size)
 
 
-def _centre(resized: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = (round((resized.shape[i + 1] - size[i]) / 2) for i in (0, 1))
-    return resized[:, top : top + size[0], left : left + size[1]]
+def _by_pillow(image: Tensor, whole: tuple[int, int], part: Box) -> Tensor:
+    return torch.from_numpy(resized_part(image.permute(1, 2, 0).numpy(), whole, part)).permute(2, 0, 1)
 
 
-def _cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the smallest image of this shape that covers `size`."""
-    if size[0] * width >= size[1] * height:
-        return size[0], size[0] * width // height
-    return size[1] * height // width, size[1]
+def _middle(image: Tensor, box: Box, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The centre of what the image within `box` becomes when it is resized to `whole` rows and columns."""
+    top, left, rows, columns = part = centre(whole, size)
+    if is_thin(whole, part):
+        return _by_pillow(image[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]], whole, part)
+    return crop_resize(image, box, whole)[:, top : top + rows, left : left + columns]
 
 
 def kept_patches(draws: NDArray, keep: int) -> Tensor:

@@ -11,7 +11,7 @@ from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached, require_finite
-from mmrep.evaluation.embedding.tokens import check_vocabulary, warn_of_cut
+from mmrep.evaluation.embedding.tokens import warn_of_cut
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder
@@ -71,10 +71,9 @@ class Context:
         """Text embeddings of unit length, in the order given; a warning counts those that the context cuts.
 
         Raises:
-            MmrepError: the tokenizer does not fit the model, embeddings that are not finite.
+            MmrepError: embeddings that are not finite.
         """
         name = next((name for name, each in self.models.items() if each is model), "")
-        check_vocabulary(model, name)
         asked = (model.tokenizer.context_length, hash(tuple(texts)))
         if asked not in self._asked:
             self._asked.add(asked)

@@ -3,20 +3,18 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
-from mmrep.config.checks import ConfigError, one_of, require
-from mmrep.model.convert import StateDict, to_open_clip
+from mmrep.config.checks import one_of, require
+from mmrep.model.convert import to_open_clip
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.light import light_from
 from mmrep.model.load import OPEN_CLIP_CONFIG, save_model
+from mmrep.model.proof import prove_equal_to_open_clip
 
 FORMATS = ("open_clip", "mmcap_light")
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-TOLERANCE = 1e-5
 
 
 def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") -> Path:
@@ -54,52 +52,13 @@ def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") ->
 
 def _write_open_clip(model: DualEncoder, folder: Path) -> None:
     config, state = to_open_clip(model)
-    _prove(model, config, state)
     image = model.config.image
     preprocess = {
-        "mean": list(image.mean), "std": list(image.std), "size": list(model.image.size),
-        "interpolation": "bicubic", "resize_mode": "shortest",
+        "size": list(model.image.size), "mean": image.mean, "std": image.std,
+        "interpolation": image.interpolation, "resize_mode": image.resize_mode,
     }  # fmt: skip
+    prove_equal_to_open_clip(model, config, state, preprocess, "open_clip can't express this model")
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
     folder.mkdir(parents=True)
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(state, folder / OPEN_CLIP_WEIGHTS)
-
-
-@torch.inference_mode()
-def _prove(model: DualEncoder, config: dict[str, Any], state: StateDict) -> None:
-    """Builds the model in open_clip and compares embeddings.
-
-    Raises:
-        ConfigError: open_clip builds something else from this config, so that it can't express the model.
-    """
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    fields = dict(config)
-    kind = CustomTextCLIP if fields.pop("custom_text", False) else CLIP
-    theirs = kind(**fields).eval()
-    try:
-        theirs.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"open_clip can't express this model: {' '.join(str(error).split())}") from error
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((2, 3, *model.image.size), generator=generator)
-    tokens = model.tokenizer(["a cat", "two dogs on a lawn"])
-    ours = _copy_on_cpu(model)
-    pairs = (
-        ("image", ours.encode_image(images, normalize=True), theirs.encode_image(images, normalize=True)),
-        ("text", ours.encode_text(tokens, normalize=True), theirs.encode_text(tokens, normalize=True)),
-    )
-    for what, mine, other in pairs:
-        gap = float((mine - other).abs().max())
-        if not gap <= TOLERANCE:
-            raise ConfigError(f"open_clip can't express this model: its {what} embeddings differ by {gap:.1e}")
-
-
-def _copy_on_cpu(model: DualEncoder) -> DualEncoder:
-    """The model itself where it is on the CPU, in fp32 and in evaluation mode, else a copy that is."""
-    if model.device.type == "cpu" and not model.training and model.precision == "fp32":
-        return model
-    copy = DualEncoder(model.config, sigmoid=model.logit_bias is not None)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()

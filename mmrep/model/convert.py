@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mmrep.config.checks import ConfigError
+from mmrep.config.checks import ConfigError, quoted
 from mmrep.model.dual_encoder import DualEncoder
 
 _NATIVE_NAMES = (
@@ -20,67 +20,117 @@ _NATIVE_NAMES = (
     (r"^blocks\.(\d+)\.mlp\.fc2\.", r"transformer.resblocks.\1.mlp.c_proj."),
     (r"^blocks\.(\d+)\.ls(\d)\.gamma$", r"transformer.resblocks.\1.ls_\2.gamma"),
 )
-_TEXT_PARTS = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+_TIMM_NAMES = (
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.(\d+)\.ln_(\d)\.", r"blocks.\1.norm\2."),
+    (r"^transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
+    (r"^transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
+    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
+    (r"^transformer\.resblocks\.(\d+)\.ls_(\d)\.gamma$", r"blocks.\1.ls\2.gamma"),
+)
+NO_WEIGHTS = ("attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size")
+"""Entries of older state dicts that are no weights: a buffer that the tower makes itself, and OpenAI's three sizes."""
+_HEAD = "image.pool."
 
 StateDict = dict[str, Tensor]
 
 
-def load_open_clip_state_dict(model: DualEncoder, state_dict: StateDict) -> None:
-    """Loads an open_clip model's weights; the head's own parameters, if it has any, keep their values.
+def load_open_clip_state_dict(model: DualEncoder, state_dict: StateDict, new_head: bool = False) -> None:
+    """Load an open_clip model's weights. Every tensor has to have its place, and every part its tensor.
 
     Args:
         model: of the same architecture.
         state_dict: of open_clip's CLIP or CustomTextCLIP.
+        new_head: whether the model has another head than the weights: its head keeps its values, and the weights' is
+            left out.
 
     Raises:
         ConfigError: names or shapes that do not match, the first of them named.
     """
-    state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    ours = _image_from_open_clip(model, state_dict) | _text_from_open_clip(state_dict)
+    ours = _image_from_open_clip(state_dict) | _text_from_open_clip(state_dict)
     for name in ("logit_scale", "logit_bias"):
-        if name in state_dict and getattr(model, name) is not None:
+        if name in state_dict:
             ours[name] = state_dict[name].reshape(1)
+    if new_head:
+        ours = {name: value for name, value in ours.items() if not name.startswith(_HEAD)}
+        if model.logit_bias is None:
+            ours.pop("logit_bias", None)  # the loss is chosen anew, like the head
+    place_weights(model, ours, "open_clip weights", optional=(_HEAD, "logit_bias") if new_head else ())
+
+
+def place_weights(model: DualEncoder, found: StateDict, what: str, optional: tuple[str, ...] = ()) -> None:
+    """Load tensors by our names after checking that names and shapes match.
+
+    Args:
+        model: gets the values.
+        found: tensors by parameter name.
+        what: the weights, as messages name them.
+        optional: prefixes of parameters that may keep their values.
+
+    Raises:
+        ConfigError: a tensor without place, of another shape, or missing; the first is named.
+    """
     expected = model.state_dict()
-    for name, value in ours.items():
+    for name, value in found.items():
         if name not in expected:
-            raise ConfigError(f"open_clip weights: {name!r} has no place in this model; is it of another architecture?")
+            raise ConfigError(f"{what}: {quoted(name)} has no place in this model; is it of another architecture?")
         if value.shape != expected[name].shape:
             raise ConfigError(
-                f"open_clip weights: {name!r} has shape {tuple(value.shape)}, "
-                f"the model's is {tuple(expected[name].shape)}"
+                f"{what}: {name!r} has shape {tuple(value.shape)}, the model's is {tuple(expected[name].shape)}"
             )
-    missing = [n for n in expected if n not in ours and not n.startswith("image.pool.") and n != "logit_bias"]
+    missing = [name for name in expected if name not in found and not name.startswith(optional or "\0")]
     if missing:
-        raise ConfigError(f"open_clip weights: nothing for {missing[0]!r} ({len(missing)} missing)")
-    model.load_state_dict(ours, strict=False)
+        raise ConfigError(f"{what}: nothing for {missing[0]!r} ({len(missing)} missing)")
+    model.load_state_dict(found, strict=False)
 
 
-def _image_from_open_clip(model: DualEncoder, state_dict: StateDict) -> StateDict:
+def _image_from_open_clip(state_dict: StateDict) -> StateDict:
     visual = {name.removeprefix("visual."): value for name, value in state_dict.items() if name.startswith("visual.")}
     if "class_embedding" in visual:
-        flat = checkpoint_filter_fn(state_dict, model.image.trunk)
-        flat.pop("head.bias", None)
+        flat = _native_to_timm(visual)
     else:
         flat = {name.removeprefix("trunk."): value for name, value in visual.items()}
         flat = {re.sub(r"^head\.(?:proj\.)?", "head.", name): value for name, value in flat.items()}
+    places = (
+        ("norm.", "image.norm."),
+        ("fc_norm.", "image.norm."),
+        ("head.", "image.projection."),
+        ("attn_pool.", f"{_HEAD}attn_pool."),
+    )
     ours = {}
     for name, value in flat.items():
-        if name.startswith(("norm.", "fc_norm.")):
-            ours["image.norm." + name.partition("norm.")[2]] = value
-        elif name.startswith("head."):
-            ours["image.projection." + name.removeprefix("head.")] = value
-        elif name.startswith("attn_pool."):
-            ours["image.pool." + name] = value
+        short, place = next(((s, p) for s, p in places if name.startswith(s)), ("", "image.trunk."))
+        ours[place + name.removeprefix(short)] = value
+    return ours
+
+
+def _native_to_timm(visual: StateDict) -> StateDict:
+    """Return the weights of open_clip's native ViT under timm's names; the inverse of what `_to_native` does."""
+    flat = {}
+    for name, value in visual.items():
+        if name == "class_embedding":
+            flat["cls_token"] = value[None, None]
+        elif name == "positional_embedding":
+            flat["pos_embed"] = value[None]
+        elif name == "proj":
+            flat["head.weight"] = value.T
         else:
-            ours["image.trunk." + name] = value
-    return {
-        name: value for name, value in ours.items() if not name.startswith("image.pool.") or name in model.state_dict()
-    }
+            for pattern, replacement in _TIMM_NAMES:
+                name = re.sub(pattern, replacement, name)
+            flat[name] = value
+    return flat
 
 
 def _text_from_open_clip(state_dict: StateDict) -> StateDict:
-    names = {name.removeprefix("text."): name for name in state_dict if not name.startswith("visual.")}
-    return {f"text.tower.{short}": state_dict[name] for short, name in names.items() if short.startswith(_TEXT_PARTS)}
+    custom = any(name.startswith("text.") for name in state_dict)
+    found = {}
+    for name, value in state_dict.items():
+        if not name.startswith("visual.") and name not in ("logit_scale", "logit_bias", *NO_WEIGHTS):
+            found["text.tower." + (name.removeprefix("text.") if custom else name)] = value
+    return found
 
 
 def to_open_clip(model: DualEncoder) -> tuple[dict[str, Any], StateDict]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.tree import differences
-from mmrep.model.convert import StateDict, load_open_clip_state_dict
+from mmrep.model.convert import StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
 from mmrep.model.presets import complete, from_open_clip
-from mmrep.model.trunk import num_heads
+from mmrep.model.trunk import num_heads, walk
 
 _HEAD, _PROJECTION = "image.pool.", "image.projection.weight"
 _AUXILIARY = "image.auxiliary_projections."
@@ -64,11 +65,27 @@ def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
     trained = _trained(config, Path(config.weights), sigmoid)
     if config.pool_init == "preserve":
         config = dataclasses.replace(config, pool_base=trained.config.pool)
-    model = DualEncoder(config, seed, sigmoid)
+    model = DualEncoder(_with_trained_preprocessing(config, trained.config), seed, sigmoid)
     _transplant(model, trained)
-    if config.pool_init == "preserve":
-        _prove_equal(model, trained)
+    _prove_equal(model, trained)
     return model
+
+
+def _with_trained_preprocessing(config: ModelConfig, trained: ModelConfig) -> ModelConfig:
+    """Return the config with the weights' mean, std, resize mode and interpolation where it gives none.
+
+    Raises:
+        ConfigError: it gives others.
+    """
+    values = {name: getattr(trained.image, name) for name in ("mean", "std", "resize_mode", "interpolation")}
+    for name, value in values.items():
+        given = getattr(config.image, name)
+        require(
+            given is None or given == value,
+            f"model.image.{name}: {given}, but model.weights {config.weights} was trained with {value}; leave it out "
+            "to take the weights' own",
+        )
+    return dataclasses.replace(config, image=dataclasses.replace(config.image, **values))
 
 
 def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
@@ -100,40 +117,64 @@ def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
         )
     own = dataclasses.replace(config, pool=pool, pool_init="fresh", pool_base=None, weights=None)
     trained = DualEncoder(own, sigmoid=sigmoid)
-    load_open_clip_state_dict(trained, read_weights(weights, config.allow_pickle))
+    load_open_clip_state_dict(trained, read_weights(weights, config.allow_pickle), new_head=not preserve)
     return trained
 
 
 @torch.inference_mode()
 def _prove_equal(model: DualEncoder, trained: DualEncoder) -> None:
-    """Compares both towers on an image of noise and a text.
+    """Compare what both models make of an image of noise and of a text.
+
+    Under `pool_init: preserve` the image embeddings are compared. With a new head the trunks' tokens are, before the
+    final norm, whose place (`model.image.norm`) a recipe may change; a change is logged.
 
     Raises:
         ConfigError: they differ; the first option that is not the trained one's is named.
     """
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *trained.image.size), dtype=torch.uint8, generator=generator)
-    text = trained.tokenizer(["a photo of a cat"])
+    preserve = model.config.pool_init == "preserve"
+    changed = _changed_options(model, trained)
+    if model.image.grid != trained.image.grid or model.image.size != trained.image.size:
+        gap = math.inf
+    else:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (1, 3, *trained.image.size), dtype=torch.uint8, generator=generator)
+        tokens = trained.tokenizer(["a photo of a cat"])
+        outputs = [_outputs(each, images, tokens, preserve) for each in (model, trained)]
+        gap = max(_gap(*pair) for pair in zip(*outputs, strict=True))
+    if gap > TOLERANCE:
+        what = "embeddings" if preserve else "a tower's outputs"
+        option = "model.pool_init: preserve" if preserve else f"model.weights {model.config.weights}"
+        raise ConfigError(
+            f"{option}: {what} differ by {gap:.2g} from the trained model's before any training: "
+            f"{changed[0] if changed else 'some option of model.image or model.text is another'}"
+        )
+    if model.image.norm_after != trained.image.norm_after:
+        LOG.warning("model.weights: model.image.norm is %s, was %s", model.config.image.norm, trained.config.image.norm)
+
+
+def _changed_options(model: DualEncoder, trained: DualEncoder) -> list[str]:
+    now, then = (
+        {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
+    )
+    # Fields before entries of `args`, which may be left out where they are a default.
+    found = sorted(differences(now, then).items(), key=lambda item: ".args" in item[0])
+    return [f"model.{key} is {here}, was {there}" for key, (here, there) in found]
+
+
+def _outputs(model: DualEncoder, images: Tensor, tokens: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
     training = model.training
     model.eval()
-    trained.eval()
-    gaps = (
-        (model.encode_image(image) - trained.encode_image(image)).abs().max(),
-        (model.encode_text(text) - trained.encode_text(text)).abs().max(),
-    )
+    image = model.image
+    pixels = images.to(image.mean.dtype).sub(image.mean).div(image.std)
+    seen = model.encode_image(images) if whole else walk(image.trunk, pixels)[0]
+    text = model.encode_text(tokens)
     model.train(training)
-    gap = float(max(gaps))
-    if gap > TOLERANCE:
-        now, then = (
-            {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
-        )
-        # Fields before entries of `args`, which may be left out where they are a default.
-        found = sorted(differences(now, then).items(), key=lambda item: ".args" in item[0])
-        named = [f"model.{key} is {here}, was {there}" for key, (here, there) in found]
-        raise ConfigError(
-            f"model.pool_init: preserve: embeddings differ by {gap:.2g} from the trained model's before any training: "
-            f"{named[0] if named else 'some option of model.image or model.text is another'}"
-        )
+    return seen, text
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference over the scale of the values (1 for embeddings of unit length)."""
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1)) if a.shape == b.shape else math.inf
 
 
 def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
@@ -162,19 +203,7 @@ def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
                 found[f"{_AUXILIARY}{int(place) + (graft.auxiliary if graft else 0)}.{rest}"] = value
         elif fits or name != "logit_bias":
             found[name] = value
-    for name, value in found.items():
-        if name not in expected:
-            raise ConfigError(f"model.weights: {name!r} has no place in this model; is it of another architecture?")
-        if expected[name].shape != value.shape:
-            raise ConfigError(
-                f"model.weights: {name!r} has shape {tuple(value.shape)}, the model's is {tuple(expected[name].shape)}"
-            )
-    missing = [
-        n for n in expected if n not in found and not n.startswith((_HEAD, _PROJECTION, _AUXILIARY, "logit_bias"))
-    ]
-    if missing:
-        raise ConfigError(f"model.weights: nothing for {missing[0]!r} ({len(missing)} missing)")
-    model.load_state_dict(found, strict=False)
+    place_weights(model, found, "model.weights", optional=(_HEAD, _PROJECTION, _AUXILIARY, "logit_bias"))
 
 
 def _widened(weight: Float[Tensor, "embed base"], columns: slice, width: int) -> Float[Tensor, "embed out"]:

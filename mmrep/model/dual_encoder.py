@@ -1,9 +1,9 @@
 """The dual encoder: image tower, text tower, temperature."""
 
+import dataclasses
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,9 @@ from mmrep.config.checks import require
 from mmrep.config.model import ModelConfig
 from mmrep.config.training import Precision
 from mmrep.model.image_encoder import ImageEncoder, Images
+from mmrep.model.presets import with_preprocessing
 from mmrep.model.text_encoder import ClipTokenizer, TextEncoder
+from mmrep.pixels import Preprocess
 
 
 class Embeddings(NamedTuple):
@@ -52,6 +54,7 @@ class DualEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, seed: int = 0, sigmoid: bool = False) -> None:
         super().__init__()
+        config = dataclasses.replace(config, image=with_preprocessing(config.image))
         self.config = config
         self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed, config.base)
         self.text = TextEncoder(config.text, self.image.embed_dim, seed)
@@ -68,12 +71,11 @@ class DualEncoder(nn.Module):
         return self.logit_scale.device
 
     @property
-    def preprocess(self) -> Callable[[Any], Tensor]:
-        """open_clip's evaluation transform for this model's image size and normalisation."""
-        from open_clip.transform import image_transform
-
+    def preprocess(self) -> Preprocess:
+        """open_clip's evaluation transform for this model's image size, resizing and normalisation."""
         image = self.config.image
-        return image_transform(self.image.size, is_train=False, mean=image.mean, std=image.std)
+        assert image.mean is not None and image.std is not None, "set by with_preprocessing"
+        return Preprocess(self.image.fit, image.mean, image.std)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

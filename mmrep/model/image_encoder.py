@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ImageConfig
 from mmrep.config.pooling import PoolConfig
+from mmrep.model.presets import with_preprocessing
 from mmrep.model.seeding import seeded
 from mmrep.model.trunk import build_trunk, check_stages, has_class_token, image_size, num_heads, stage_blocks, walk
+from mmrep.pixels import Fit
 from mmrep.pooling import Pooled, Tokens
 from mmrep.pooling.preserve import graft
 from mmrep.pooling.registry import build_configured
@@ -25,7 +27,7 @@ class ImageEncoder(nn.Module):
     or after, but is the same for all heads.
 
     Args:
-        config: trunk, norm, projection.
+        config: trunk, norm, projection, preprocessing.
         pool: the pooling head.
         embed_dim: width of the embedding; ignored without projection.
         seed: of initial values.
@@ -43,6 +45,8 @@ class ImageEncoder(nn.Module):
         self.trunk: Any
         self.trunk, self.norm = build_trunk(str(config.trunk), config.args, config.pretrained, seed)
         self.norm_after = config.norm == "after"
+        config = with_preprocessing(config)
+        self._resizing = (config.resize_mode or "shortest", config.interpolation or "bicubic")
         self.size = image_size(self.trunk)
         self.grid: tuple[int, int] = tuple(self.trunk.patch_embed.grid_size)
         self.width: int = self.trunk.embed_dim
@@ -63,8 +67,8 @@ class ImageEncoder(nn.Module):
         for i, width in enumerate(self.pool.auxiliary_dims):
             with seeded(seed, f"image.auxiliary_projections.{i}"):
                 self.auxiliary_projections.append(_projection(width, embed_dim, config.projection_bias))
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1) * 255, persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
@@ -98,6 +102,11 @@ class ImageEncoder(nn.Module):
     def patches(self) -> int:
         """Patches of the whole grid."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def fit(self) -> Fit:
+        """How a whole picture is brought to this tower's size."""
+        return Fit(*self.size, *self._resizing)
 
     @property
     def dynamic(self) -> bool:

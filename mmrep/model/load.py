@@ -2,46 +2,49 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmrep import __version__
-from mmrep.config.checks import ConfigError, require
-from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
-from mmrep.model.convert import StateDict, load_open_clip_state_dict
+from mmrep.config.checks import ConfigError, quoted, require
+from mmrep.config.model import ModelConfig
+from mmrep.config.schema import read_fields, read_value
+from mmrep.model.convert import StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.hub_files import is_model_config
 from mmrep.model.presets import from_open_clip
+from mmrep.model.proof import ProofCache, prove_equal_to_open_clip
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 FORMAT = 1
 HUB = "hf-hub:"
+LARGEST_CONFIG = 2**20
 
 
-def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
-    """A ModelConfig from plain dicts, as `dataclasses.asdict` gives and JSON keeps them.
+class _Saved(TypedDict):
+    """What config.json of a saved model holds."""
+
+    format: int
+    mmrep: NotRequired[str]
+    sigmoid: bool
+    tokenizer: NotRequired[str]
+    model: dict[str, Any]
+
+
+def config_from_dict(fields: Any, where: str = "model") -> ModelConfig:
+    """Return a ModelConfig from plain dicts, as `dataclasses.asdict` gives and JSON keeps them.
 
     Raises:
-        ConfigError: an unknown field.
+        ConfigError: an unknown field, or one of another type; the message begins with `where`.
     """
-    parts: dict[str, Any] = dict(fields)
-    for key, kind in (("image", ImageConfig), ("text", TextConfig)):
-        if isinstance(parts.get(key), dict):
-            # JSON has no tuples.
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in parts[key].items()}
-            parts[key] = _build(kind, values, f"model.{key}")
-    return _build(ModelConfig, parts, "model")
-
-
-def _build(kind: Any, fields: dict[str, Any], where: str) -> Any:
-    valid = [f.name for f in dataclasses.fields(kind)]
-    for key in fields:
-        require(key in valid, f"{where}: unknown field {key!r} (valid: {', '.join(valid)})")
-    return kind(**fields)
+    return read_fields(ModelConfig, fields, where)
 
 
 def save_model(model: DualEncoder, folder: str | Path, state_dict: StateDict | None = None) -> None:
@@ -75,19 +78,26 @@ def write_model_config(model: DualEncoder, folder: Path) -> None:
 
 
 def load(
-    source: str | Path, device: str | torch.device = "cpu", revision: str | None = None, allow_pickle: bool = False
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    verify: bool = True,
 ) -> DualEncoder:
-    """A model, in evaluation mode.
+    """Return a model, in evaluation mode.
 
     Args:
         source: a run's `final`, a run, a checkpoint, an open_clip folder (open_clip_config.json + weights), or
-            `hf-hub:user/name`.
+            `hf-hub:user/name`. A folder that holds open_clip's and transformers' files loads as open_clip's.
         device: where to.
         revision: of a hub repository.
         allow_pickle: allow open_clip weights in a `.pt`/`.bin` file, read with weights_only=True.
+        verify: build open_clip's models in open_clip too, and compare embeddings and pixels before the model is handed
+            out. Once a folder is proven, its files' digests are remembered.
 
     Raises:
-        ConfigError: nothing there, an unreadable file, a newer format.
+        ConfigError: nothing there, an unreadable file, a newer format, a field of a config that is not supported, or
+            embeddings that are not open_clip's.
     """
     if str(source).startswith(HUB):
         from mmrep.model.hub_files import fetch_model
@@ -95,69 +105,97 @@ def load(
         folder = fetch_model(str(source).removeprefix(HUB), revision)
     else:
         folder = Path(source)
-        if not (folder / CONFIG).exists() and (folder / "final" / CONFIG).exists():
+        if not is_model_config(folder / CONFIG) and (folder / "final" / CONFIG).exists():
             folder = folder / "final"
-    if (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
+    if (folder / OPEN_CLIP_CONFIG).exists() and not is_model_config(folder / CONFIG):
+        model = _load_open_clip(folder, allow_pickle, verify)
+    elif (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
         model = _load_own(folder)
-    elif (folder / OPEN_CLIP_CONFIG).exists():
-        model = _load_open_clip(folder, allow_pickle)
     else:
         raise ConfigError(
             f"{source}: no model there: expected a folder with {CONFIG} and {WEIGHTS} (a run's final/), "
-            "or with open_clip_config.json"
+            f"or with {OPEN_CLIP_CONFIG}"
         )
     return model.to(device).eval()
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ConfigError: not a readable regular file, not JSON, or larger than any config.
+    """
+    try:
+        require(path.is_file(), f"{path}: not a regular file")
+        require(path.stat().st_size <= LARGEST_CONFIG, f"{path}: {path.stat().st_size:,} bytes, too large for a config")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: not JSON ({error})") from error
+
+
 def _load_own(folder: Path) -> DualEncoder:
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version, fields = content["format"], content["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / CONFIG}: not a model config of mmrep ({error})") from error
-    require(version <= FORMAT, f"{folder / CONFIG}: written by a newer mmrep ({content.get('mmrep')}); upgrade mmrep")
-    model = DualEncoder(config_from_dict(fields), sigmoid=content["sigmoid"])
+    place = folder / CONFIG
+    found = read_json(place)
+    newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
+    require(not newer, f"{place}: written by a newer mmrep ({quoted(found.get('mmrep'))}); upgrade mmrep")
+    content = read_value(_Saved, found, f"{place}:")
+    config = config_from_dict(content["model"], f"{place}: model")
+    outside = config.image.pretrained or config.weights is not None
+    require(not outside, f"{place}: model.weights and model.image.pretrained: a saved model has no weights but its own")
+    model = DualEncoder(config, sigmoid=content["sigmoid"])
     weights = read_weights(folder / WEIGHTS, allow_pickle=False)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {' '.join(str(error).split())}"
-        ) from error
+    place_weights(model, weights, f"{folder / WEIGHTS}: does not fit {place}")
     return model
 
 
-def _load_open_clip(folder: Path, allow_pickle: bool) -> DualEncoder:
-    content = json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-    named = content.get("model_cfg", content)
-    config = complete_open_clip(named, folder.name, content.get("preprocess_cfg") or {})
-    model = DualEncoder(config, sigmoid=named.get("init_logit_bias") is not None)
-    load_open_clip_state_dict(model, read_weights(folder, allow_pickle))
+def _load_open_clip(folder: Path, allow_pickle: bool, verify: bool) -> DualEncoder:
+    place = folder / OPEN_CLIP_CONFIG
+    content = read_json(place)
+    require(isinstance(content, dict), f"{place}: expected keys and values, got {quoted(content)}")
+    named, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg") or {}
+    config = from_open_clip(named, str(place), folder.name, preprocess)
+    weights = find_weights(folder)
+    state = read_weights(weights, allow_pickle)
+    model = DualEncoder(config, sigmoid="logit_bias" in state).eval()
+    load_open_clip_state_dict(model, state)
+    if verify:
+        proof = ProofCache([place, weights])
+        if not proof.known():
+            prove_equal_to_open_clip(
+                model, named, state, preprocess, f"{folder}: not loaded, since mmrep reads it wrongly"
+            )
+            proof.remember()
     return model
 
 
-def complete_open_clip(named: dict[str, Any], name: str, preprocess: dict[str, Any]) -> ModelConfig:
-    """An open_clip config with its preprocessing as ours."""
-    config = from_open_clip(named, name)
-    mean, std = (tuple(preprocess.get(key) or getattr(config.image, key)) for key in ("mean", "std"))
-    return dataclasses.replace(config, image=dataclasses.replace(config.image, mean=mean, std=std))
+def find_weights(folder: Path) -> Path:
+    """Return the file with the weights of an open_clip folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS, *PICKLES]
+    if (folder / CONFIG).exists():
+        names.remove(WEIGHTS)  # with a config of its own it belongs to transformers
+    found = [folder / name for name in names if (folder / name).exists()]
+    require(bool(found), f"{folder}: no weights there (looked for {', '.join(names)})")
+    return found[0]
 
 
 def read_weights(path: Path, allow_pickle: bool) -> StateDict:
-    """A state dict from a safetensors file, from the one weights file of a folder, or from a pickle if allowed.
+    """Return a state dict from a safetensors file, from the one weights file of a folder, or from a pickle if allowed.
+
+    Prefixes that DDP (`module.`) and torch.compile (`_orig_mod.`) put before names are taken off.
 
     Raises:
-        ConfigError: no such file, damaged, or a pickle that was not allowed.
+        ConfigError: no such file, damaged, a pickle that was not allowed, or no state dict in it.
     """
     if path.is_dir():
-        names = ("open_clip_model.safetensors", WEIGHTS, "open_clip_pytorch_model.bin")
-        found = [path / name for name in names if (path / name).exists()]
-        require(bool(found), f"{path}: no weights there (looked for {', '.join(names)})")
-        path = found[0]
+        path = find_weights(path)
     require(path.is_file(), f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _bare_names(load_file(path), path)
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: not a readable safetensors file: {error}") from error
     require(
@@ -169,4 +207,14 @@ def read_weights(path: Path, allow_pickle: bool) -> StateDict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, and each means the same to the user
         raise ConfigError(f"{path}: can't be read with weights_only=True: {str(error).splitlines()[0]}") from error
-    return content.get("state_dict", content)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    require(tensors, f"{path}: no state dict in it (names and tensors, at the top or under 'state_dict')")
+    return _bare_names(content, path)
+
+
+def _bare_names(state: StateDict, path: Path) -> StateDict:
+    bare = {re.sub(r"^(?:module\.)+", "", name.replace("_orig_mod.", "")): value for name, value in state.items()}
+    require(len(bare) == len(state), f"{path}: names that differ in a prefix module. or _orig_mod. only")
+    return bare

@@ -1,136 +1,299 @@
-"""open_clip's model configs as ours: trunk, text tower, embedding width."""
+"""open_clip's model and preprocessing configs as ours; what has no counterpart here is refused by name."""
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
-from mmrep.config.checks import ConfigError
-from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.transform import PreprocessCfg
 
+from mmrep.config.checks import ConfigError, quoted, require
+from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
+from mmrep.config.pooling import Norm
+from mmrep.config.schema import read_fields
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _NATIVE_TRUNK = "vit_base_patch16_clip_224"
 """timm's CLIP ViT; its arguments make it any of open_clip's native ones."""
 
-_PLAIN_VISION = {
-    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "patch_dropout"),
-    *("no_ln_pre", "pool_type", "final_ln_after_pool", "output_tokens"),
-    *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
-    *("timm_drop", "timm_drop_path"),
+_PLAIN_BLOCKS = {
+    "block_type": (None, "default"),
+    **dict.fromkeys(
+        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), (False,)
+    ),
 }
-"""Fields of open_clip's vision_cfg that are understood here; others must be empty."""
+_NATIVE_VALUES = {
+    **_PLAIN_BLOCKS,
+    "attentional_pool": (False,),
+    "no_ln_pre": (False,),
+    "pos_embed_type": ("learnable",),
+    "act_kwargs": (None,),
+    "norm_kwargs": (None,),
+    "pool_type": ("tok", "avg"),
+}
+"""Fields of a native ViT of which only these values are implemented here."""
+_NATIVE_HONOURED = {
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "patch_dropout"),
+    "final_ln_after_pool",
+}
+_NATIVE_UNUSED = {
+    "output_tokens": "changes what open_clip's forward pass returns, not the embedding",
+    "attn_pooler_queries": "read with attentional_pool only, which is refused",
+    "attn_pooler_heads": "read with attentional_pool only, which is refused",
+}
+_TIMM_HONOURED = {
+    *("timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop_path", "patch_dropout", "image_size"),
+}
+_TIMM_VALUES = {"timm_drop": (0.0,)}
+_TIMM_UNUSED = {
+    "timm_model_pretrained": "open_clip starts from ImageNet weights only where no CLIP weights follow",
+    "output_tokens": "changes what open_clip's forward pass returns, not the embedding",
+}
+_TOP_UNUSED = {
+    "custom_text": "changes the names of the weights, which both are read",
+    "nonscalar_logit_scale": "changes the shape of the logit scale, of which both are read",
+    "output_dict": "changes what open_clip's forward pass returns, not the embedding",
+    "cast_dtype": "the precision that open_clip computes in, which its caller chooses",
+}
+_TOP_HONOURED = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"}
+_TEXT_FIELDS = {field.name for field in dataclasses.fields(TextConfig)} - {"args"}
 
 
 def complete(config: ModelConfig) -> ModelConfig:
-    """The config with everything in place that its `name` stands for; `name` itself is kept as a label.
+    """Return the config with everything in place that its `name` stands for; `name` itself is kept as a label.
 
     Raises:
-        ConfigError: no such open_clip model, or one with parts that are not supported, named.
+        ConfigError: no such open_clip model, one with parts that are not supported (named), or a name beside a trunk.
     """
-    if config.name is None or config.image.trunk is not None:
+    if config.name is None:
         return config
     import open_clip
 
+    require(
+        config.image.trunk is None,
+        f"model.name {quoted(config.name)} and model.image.trunk {quoted(config.image.trunk)} each stand for a model: "
+        "give one of them",
+    )
     named = open_clip.get_model_config(config.name)
     if named is None:
         near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"model.name: open_clip has no model {config.name!r}{hint}")
-    parts = from_open_clip(named, config.name)
+        raise ConfigError(f"model.name: open_clip has no model {quoted(config.name)}{hint}")
+    parts = from_open_clip(named, f"model.name {config.name}", config.name)
     image = dataclasses.replace(
         config.image,
         trunk=parts.image.trunk,
         args={**parts.image.args, **config.image.args},
         projection=config.image.projection and parts.image.projection,
     )
-    given = {f.name: getattr(config.text, f.name) for f in dataclasses.fields(TextConfig)}
-    given = {name: value for name, value in given.items() if value is not None and name != "args"}
+    given = {name: getattr(config.text, name) for name in _TEXT_FIELDS if getattr(config.text, name) is not None}
     text = dataclasses.replace(parts.text, **given, args={**parts.text.args, **config.text.args})
     return dataclasses.replace(config, image=image, text=text, embed_dim=config.embed_dim or parts.embed_dim)
 
 
-def from_open_clip(named: dict[str, Any], name: str) -> ModelConfig:
-    """An open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`) as ours, pooling included.
+def with_preprocessing(image: ImageConfig) -> ImageConfig:
+    """Return the config with mean, std, resize mode and interpolation in place.
+
+    What is None becomes the pretrained trunk's value where its weights are loaded, else CLIP's.
+    """
+    values: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, "resize_mode": "shortest", "interpolation": "bicubic"}
+    if image.pretrained:
+        import timm
+
+        trained = timm.get_pretrained_cfg(str(image.trunk))
+        if trained is not None:
+            interpolation = trained.interpolation if trained.interpolation in ("bicubic", "bilinear") else "bicubic"
+            values |= {"mean": tuple(trained.mean), "std": tuple(trained.std), "interpolation": interpolation}
+            if trained.crop_mode == "squash":
+                values["resize_mode"] = "squash"
+    missing = {name: value for name, value in values.items() if getattr(image, name) is None}
+    return dataclasses.replace(image, **missing) if missing else image
+
+
+def from_open_clip(named: Any, where: str, name: str | None = None, preprocess: Any = None) -> ModelConfig:
+    """Return an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`) as ours, pooling included.
+
+    Every field is either honoured, or has the one value that is implemented here, or is refused.
+
+    Args:
+        named: open_clip's `model_cfg`.
+        where: the file or model that messages name.
+        name: label of the result.
+        preprocess: open_clip's `preprocess_cfg`.
 
     Raises:
-        ConfigError: parts that are not supported, named.
+        ConfigError: a field of the wrong type, or one that is not supported, named.
     """
-    vision, quick_gelu = dict(named["vision_cfg"]), bool(named.get("quick_gelu", False))
-    if named.get("multimodal_cfg"):
-        raise ConfigError(f"model {name!r} has a multi-modal decoder, which is not supported")
-    odd = sorted(key for key, value in vision.items() if key not in _PLAIN_VISION and value)
-    if odd:
-        raise ConfigError(f"model {name!r}: vision_cfg {', '.join(odd)} not supported")
-    if isinstance(vision.get("layers"), list):
-        raise ConfigError(f"model {name!r} has a ResNet image tower; a trunk has to give patch tokens")
-    text = dict(named["text_cfg"])
-    tokenizer = text.pop("hf_tokenizer_name", None)
-    if tokenizer or text.get("hf_model_name"):
-        odd_part = text.get("hf_model_name") or tokenizer
-        raise ConfigError(
-            f"model {name!r} reads text with {odd_part!r}; only open_clip's text tower and CLIP's BPE are supported"
+    require(isinstance(named, dict), f"{where}: expected keys and values, got {quoted(named)}")
+    for key in ("vision_cfg", "text_cfg"):
+        require(
+            isinstance(named.get(key), dict), f"{where}: {key}: expected keys and values, got {quoted(named.get(key))}"
         )
-    for key in ("tokenizer_kwargs", "tokenizer_mode"):
-        if text.pop(key, None):
-            raise ConfigError(f"model {name!r}: text_cfg {key} not supported")
-    image = _timm_image(vision) if vision.get("timm_model_name") else _native_image(vision, quick_gelu)
-    fields = {f.name for f in dataclasses.fields(TextConfig)} - {"args"}
-    args = {key: value for key, value in text.items() if key not in fields}
-    if quick_gelu:
-        args["quick_gelu"] = True
-    defaults = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
-    given = {key: text[key] for key in fields & set(text)}
-    pool = _pool_of(vision)
-    return ModelConfig(
-        name=name,
-        pool=pool,
-        embed_dim=named["embed_dim"],
-        image=image,
-        text=TextConfig(**{**defaults, **given}, args=args),
+    unknown = sorted(key for key, value in named.items() if key not in _TOP_HONOURED | _TOP_UNUSED.keys() and value)
+    require(not unknown, f"{where}: {', '.join(unknown)} not supported")
+    width = named.get("embed_dim")
+    require(type(width) is int, f"{where}: embed_dim: expected int, got {quoted(width)}")
+    quick_gelu = _flag(named, "quick_gelu", where)
+    scale = named.get("init_logit_scale")
+    require(
+        scale is None or (isinstance(scale, int | float) and abs(scale) < 50),
+        f"{where}: init_logit_scale: expected a logarithm below 50, got {quoted(scale)}",
     )
+    # open_clip's own configs leave fields empty, most of which then have their default.
+    given = {key: value for key, value in named["vision_cfg"].items() if value is not None}
+    if "timm_proj" in named["vision_cfg"]:
+        given["timm_proj"] = named["vision_cfg"]["timm_proj"] or ""
+    vision = read_fields(CLIPVisionCfg, given, f"{where}: vision_cfg")
+    try:
+        if vision.timm_model_name:
+            image, pool = _timm_image(vision, given, f"{where}: vision_cfg")
+        else:
+            image, pool = _native_image(vision, given, f"{where}: vision_cfg", quick_gelu)
+        image = dataclasses.replace(image, **_preprocessing(preprocess or {}, vision.image_size, where))
+        text = _text(named["text_cfg"], f"{where}: text_cfg", quick_gelu)
+        return ModelConfig(
+            name=name,
+            pool=pool,
+            embed_dim=width,
+            image=image,
+            text=text,
+            logit_scale=None if scale is None else math.exp(scale),
+        )
+    except ConfigError as error:
+        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
 
 
-def _pool_of(vision: dict[str, Any]) -> str:
-    if vision.get("timm_model_name"):
-        names = {"token": "cls", "avg": "avg", "map": "map", "": "map", "max": "max"}
-        pool = vision.get("timm_pool", "avg")
-        if pool not in names:
-            raise ConfigError(f"open_clip's timm_pool {pool!r} is not supported")
-        return names[pool]
-    return {"tok": "cls", "avg": "avg"}[vision.get("pool_type", "tok")]
+def _flag(fields: dict[str, Any], key: str, where: str) -> bool:
+    value = fields.get(key, False)
+    require(isinstance(value, bool), f"{where}: {key}: expected true or false, got {quoted(value)}")
+    return bool(value)
 
 
-def _native_image(vision: dict[str, Any], quick_gelu: bool) -> ImageConfig:
-    width = vision.get("width", 768)
+def _check_fields(
+    given: dict[str, Any], where: str, honoured: set[str], values: dict[str, tuple[Any, ...]], unused: dict[str, str]
+) -> None:
+    """Refuse fields that are neither honoured nor unused, and values that are not implemented."""
+    for key, value in given.items():
+        if key in values:
+            allowed = ", ".join(map(repr, values[key]))
+            require(value in values[key], f"{where}: {key} {quoted(value)} is not supported (only {allowed})")
+        elif key not in honoured and key not in unused:
+            default = next(field.default for field in dataclasses.fields(CLIPVisionCfg) if field.name == key)
+            require(value == default, f"{where}: {key} {quoted(value)} is not supported with this image tower")
+
+
+def _native_image(
+    vision: CLIPVisionCfg, given: dict[str, Any], where: str, quick_gelu: bool
+) -> tuple[ImageConfig, str]:
+    if not isinstance(vision.layers, int):
+        raise ConfigError(
+            f"{where}: layers {quoted(vision.layers)}: a ResNet; the image tower has to give patch tokens"
+        )
+    # open_clip reads the fields of timm's towers with timm_model_name only.
+    unused = _NATIVE_UNUSED | {key: "" for key in given if key.startswith("timm_")}
+    _check_fields(given, where, _NATIVE_HONOURED, _NATIVE_VALUES, unused)
+    require(
+        1 <= vision.head_width <= vision.width,
+        f"{where}: head_width: expected from 1 to width {quoted(vision.width)}, got {quoted(vision.head_width)}",
+    )
     args: dict[str, Any] = {
-        "img_size": vision.get("image_size", 224),
-        "patch_size": vision.get("patch_size", 16),
-        "embed_dim": width,
-        "depth": vision.get("layers", 12),
-        "num_heads": width // vision.get("head_width", 64),
-        "mlp_ratio": vision.get("mlp_ratio", 4.0),
+        "img_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "embed_dim": vision.width,
+        "depth": vision.layers,
+        "num_heads": vision.width // vision.head_width,
+        "mlp_ratio": vision.mlp_ratio,
     }
-    if vision.get("ls_init_value") is not None:
-        args["init_values"] = vision["ls_init_value"]
-    if vision.get("no_ln_pre"):
-        raise ConfigError("open_clip's vision_cfg no_ln_pre is not supported")
+    if vision.ls_init_value is not None:
+        args["init_values"] = vision.ls_init_value
     if quick_gelu:
         args["act_layer"] = "quick_gelu"
-    return ImageConfig(
-        trunk=_NATIVE_TRUNK,
+    norm: Norm = "after" if vision.final_ln_after_pool else "before"
+    image = ImageConfig(trunk=_NATIVE_TRUNK, args=args, norm=norm, patch_dropout=vision.patch_dropout)
+    return image, {"tok": "cls", "avg": "avg"}[vision.pool_type]
+
+
+def _timm_image(vision: CLIPVisionCfg, given: dict[str, Any], where: str) -> tuple[ImageConfig, Any]:
+    """Return image tower and pool of open_clip's TimmModel, read off the timm model that it would build."""
+    from mmrep.model.trunk import timm_head
+
+    # Sizes of the native ViT, which open_clip does not read where a timm model is named.
+    unused = _TIMM_UNUSED | dict.fromkeys(_NATIVE_HONOURED | _NATIVE_VALUES.keys() | _NATIVE_UNUSED.keys(), "")
+    _check_fields(
+        given, where, _TIMM_HONOURED, _TIMM_VALUES, {k: v for k, v in unused.items() if k not in _TIMM_HONOURED}
+    )
+    require(
+        vision.timm_proj in ("linear", "", "none"),
+        f"{where}: timm_proj {quoted(vision.timm_proj)} is not supported (only 'linear', 'none' and '')",
+    )
+    linear = vision.timm_proj == "linear"
+    head = timm_head(vision.timm_model_name, vision.timm_pool, keep_default=linear, where=where)
+    size = vision.image_size if isinstance(vision.image_size, tuple) else (vision.image_size,) * 2
+    require(
+        size == head.size,
+        f"{where}: image_size {quoted(vision.image_size)}: {vision.timm_model_name} takes {head.size}, and open_clip "
+        "gives it no other size",
+    )
+    args = {} if vision.timm_drop_path is None else {"drop_path_rate": vision.timm_drop_path}
+    image = ImageConfig(
+        trunk=vision.timm_model_name,
         args=args,
-        norm="after" if vision.get("final_ln_after_pool") else "before",
-        patch_dropout=vision.get("patch_dropout", 0.0),
+        norm=head.norm,
+        patch_dropout=vision.patch_dropout,
+        projection=vision.timm_proj != "none",
+        # Without a linear projection of its own, open_clip takes timm's classifier for one, which has a bias.
+        projection_bias=vision.timm_proj_bias if linear else True,
     )
+    return image, head.pool
 
 
-def _timm_image(vision: dict[str, Any]) -> ImageConfig:
-    pool, proj = vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear")
-    if proj not in ("linear", "", "none", None):
-        raise ConfigError(f"open_clip's timm_proj {proj!r} is not supported")
-    # Without a linear projection of its own, open_clip lets timm build the head: avg then norms after pooling.
-    after = proj != "linear" and pool in ("avg", "max")
-    return ImageConfig(
-        trunk=vision["timm_model_name"],
-        norm="after" if after else "before",
-        projection=proj != "none",
-        projection_bias=not proj or bool(vision.get("timm_proj_bias")),
+def _text(given: dict[str, Any], where: str, quick_gelu: bool) -> TextConfig:
+    text = read_fields(CLIPTextCfg, given, where)
+    odd = text.hf_model_name or text.hf_tokenizer_name
+    require(not odd, f"{where}: {quoted(odd)}: only open_clip's text tower and CLIP's BPE are supported")
+    for key in ("tokenizer_kwargs", "tokenizer_mode"):
+        require(not getattr(text, key), f"{where}: {key} {quoted(getattr(text, key))} is not supported")
+    # The tower is open_clip's own, built from all other fields as they stand.
+    unused = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "output_tokens"}
+    args = {
+        key: value for key, value in given.items() if key not in _TEXT_FIELDS | unused and not key.startswith("hf_")
+    }
+    if quick_gelu:
+        args["quick_gelu"] = True
+    return TextConfig(**{name: getattr(text, name) for name in _TEXT_FIELDS}, args=args)
+
+
+def _preprocessing(given: Any, image_size: int | tuple[int, int], where: str) -> dict[str, Any]:
+    """Return the fields of ImageConfig that a preprocess_cfg stands for."""
+    where = f"{where}: preprocess_cfg"
+    require(isinstance(given, dict), f"{where}: expected keys and values, got {quoted(given)}")
+    given = {key: value for key, value in given.items() if value is not None}
+    for key in ("mean", "std"):
+        values = given.get(key, [0.5, 0.5, 0.5])
+        plain = isinstance(values, list | tuple) and len(values) == 3
+        require(
+            plain and all(type(value) in (int, float) for value in values),
+            f"{where}: {key}: expected three numbers, got {quoted(values)}",
+        )
+    cfg = read_fields(
+        PreprocessCfg, {**given, "mode": given.get("mode", "RGB") if given.get("mode") == "RGB" else "RGB"}, where
     )
+    require(
+        given.get("mode", "RGB") == "RGB", f"{where}: mode {quoted(given.get('mode'))} is not supported (only 'RGB')"
+    )
+    require(
+        "size" not in given or _pair(cfg.size) == _pair(image_size),
+        f"{where}: size {quoted(cfg.size)} is not the model's image_size {quoted(image_size)}",
+    )
+    require(
+        cfg.resize_mode != "longest" or cfg.fill_color == 0,
+        f"{where}: fill_color {quoted(cfg.fill_color)} is not supported (only 0)",
+    )
+    fields = {name: getattr(cfg, name) for name in ("mean", "std", "interpolation", "resize_mode")}
+    return fields | {name: tuple(float(value) for value in fields[name]) for name in ("mean", "std")}
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -2,17 +2,19 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float, Int64
+from timm.layers import AttentionPoolLatent
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmrep.config.checks import ConfigError
+from mmrep.config.checks import ConfigError, quoted, require
+from mmrep.config.pooling import MapArgs, Norm
 from mmrep.model.seeding import seed_vit, seeded
 
 WALKED = (VisionTransformer, Eva)
@@ -25,18 +27,32 @@ def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) ->
     Raises:
         ConfigError: no such model, arguments it does not take, or tokens of another shape than the contract's.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"model.image.trunk: timm has no model {name!r}{hint}")
+    _check_name(name, "model.image.trunk")
     if not pretrained and timm.model_entrypoint(name).__module__ == VisionTransformer.__module__:
         # These are drawn by `seed_vit`; timm need not draw them first.
         args = {"weight_init": "skip", **args}
+    # Where a checkpoint is loaded, the model is built with the pooling that it was trained with: by it timm decides
+    # whether the final norm is called `norm` or `fc_norm`, and one of the other name would keep its initial ones.
+    pooling = {} if pretrained else {"global_pool": ""}
     try:
         with seeded(seed, "image.trunk"):
-            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **args)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.image: timm can't build {name!r} with args {args}: {error}") from error
+            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **pooling, **args)
+    except (
+        TypeError,
+        AssertionError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        OSError,
+    ) as error:
+        reason, loading = " ".join(str(error).split())[:200], " and load its pretrained weights" if pretrained else ""
+        raise ConfigError(
+            f"model.image: timm can't build {name!r}{loading} with args {quoted(args)}: {reason}"
+        ) from error
+    if pretrained:
+        trunk.attn_pool, trunk.global_pool = None, ""  # the head is ours
     reason = _unfit(trunk)
     if reason:
         raise ConfigError(
@@ -48,6 +64,99 @@ def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) ->
     norm = trunk.norm if not isinstance(trunk.norm, nn.Identity) else trunk.fc_norm
     trunk.norm, trunk.fc_norm = nn.Identity(), nn.Identity()
     return trunk, norm
+
+
+def _check_name(name: str, where: str) -> None:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name[:80], timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"{where}: timm has no model {quoted(name)}{hint}")
+
+
+class TimmHead(NamedTuple):
+    """How a timm model pools by itself, in the words of our config.
+
+    Attributes:
+        pool: `model.pool`.
+        norm: where the final LayerNorm stands.
+        size: rows and columns of its images.
+    """
+
+    pool: str | dict[str, Any]
+    norm: Norm
+    size: tuple[int, int]
+
+
+def timm_head(name: str, pool: str, keep_default: bool, where: str) -> TimmHead:
+    """Build a timm model as open_clip's TimmModel does, without values, and read off how it pools.
+
+    Args:
+        name: the timm model.
+        pool: open_clip's timm_pool.
+        keep_default: whether the model is built with its own pooling first, which an empty `pool` then keeps (open_clip
+            does so where a projection of its own follows); else an empty `pool` means none.
+        where: what messages name.
+
+    Raises:
+        ConfigError: no such model, or a head that none of ours equals.
+    """
+    _check_name(name, f"{where}: timm_model_name")
+    try:
+        with torch.device("meta"):
+            if keep_default:
+                trunk: Any = timm.create_model(name, pretrained=False)
+                trunk.reset_classifier(0, **({"global_pool": pool} if pool else {}))
+            else:
+                trunk = timm.create_model(name, pretrained=False, num_classes=1, global_pool=pool)
+    except (TypeError, AssertionError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{where}: timm can't build {name!r} with timm_pool {quoted(pool)}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    reason = _unfit(trunk)
+    require(not reason, f"{where}: {name!r} ({type(trunk).__name__}) is not supported: {reason}")
+    norms = [part for part in ("norm", "fc_norm") if not isinstance(getattr(trunk, part, nn.Identity()), nn.Identity)]
+    require(len(norms) == 1, f"{where}: {name!r} has several final norms, which is not supported")
+    own = {"token": "cls", "avg": "avg", "max": "max", "avgmax": "avgmax", "map": "map"}
+    kind = str(getattr(trunk, "global_pool", ""))
+    require(
+        kind in own,
+        f"{where}: timm_pool {quoted(pool)}: {name!r} then pools by {kind or 'nothing'!r}, which is not supported",
+    )
+    whole = bool(getattr(trunk, "pool_include_prefix", False)) or (kind == "map" and isinstance(trunk, Eva))
+    require(
+        kind == "token" or not whole or trunk.num_prefix_tokens == 0,
+        f"{where}: timm_pool {quoted(pool)}: {name!r} pools its class or register tokens too, which is not supported",
+    )
+    found = _attention_pool(trunk, f"{where}: {name!r}") if kind == "map" else own[kind]
+    return TimmHead(found, "after" if norms == ["fc_norm"] else "before", image_size(trunk))
+
+
+def _attention_pool(trunk: Any, where: str) -> dict[str, Any]:
+    """Return timm's attention pooling as our `map` with its arguments."""
+    pool = trunk.attn_pool
+    plain = (
+        type(pool) is AttentionPoolLatent
+        and pool.latent.shape == (1, 1, trunk.embed_dim)
+        and pool.pos_embed is None
+        and pool.pool == "token"
+        and isinstance(pool.q, nn.Linear)
+        and isinstance(pool.q_norm, nn.Identity)
+        and isinstance(pool.norm, nn.LayerNorm)
+        and pool.norm.eps == 1e-6
+        and isinstance(pool.mlp.act, nn.GELU)
+    )
+    require(
+        plain,
+        f"{where}: its attention pooling differs from pool 'map' in queries, norms or activation; not supported",
+    )
+    args: dict[str, Any] = {}
+    if pool.num_heads != num_heads(trunk):
+        args["num_heads"] = pool.num_heads
+    hidden, width = pool.mlp.fc1.out_features, trunk.embed_dim
+    if hidden != int(width * MapArgs().mlp_ratio):
+        # timm cuts width × ratio to a whole number, which has to be `hidden` again.
+        args["mlp_ratio"] = hidden / width if int(hidden / width * width) == hidden else (hidden + 0.5) / width
+    return {"name": "map", "args": args}
 
 
 def _unfit(trunk: Any) -> str:
@@ -64,7 +173,8 @@ def _unfit(trunk: Any) -> str:
     rows, columns = trunk.patch_embed.grid_size
     training = trunk.training
     with torch.no_grad():
-        shape = tuple(trunk.eval().forward_features(torch.zeros(1, 3, *image_size(trunk))).shape)
+        images = torch.zeros(1, 3, *image_size(trunk), device=next(trunk.parameters()).device)
+        shape = tuple(trunk.eval().forward_features(images).shape)
     trunk.train(training)
     expected = (1, trunk.num_prefix_tokens + rows * columns, trunk.embed_dim)
     return "" if shape == expected else f"expected tokens of shape {expected}, got {shape}"

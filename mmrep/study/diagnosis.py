@@ -18,7 +18,6 @@ from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig
 from mmrep.config.tree import CompareConfig
-from mmrep.data.transforms import resize_center
 from mmrep.diagnostics.dependence import channel_groups, group_dependence, sample_tokens
 from mmrep.diagnostics.exponents import current_exponents, exponents_over_training
 from mmrep.diagnostics.features import DeadUnitMeter, Meter, VarianceMeter, watch
@@ -26,6 +25,7 @@ from mmrep.diagnostics.maps import patch_weights
 from mmrep.diagnostics.occlusion import MASK, accuracy_under_removal, class_predictor, masked_batches
 from mmrep.diagnostics.pictures import contact_sheet, heat_map_picture, original_picture
 from mmrep.diagnostics.resolution import over_resolution
+from mmrep.evaluation.embedding.embed import centre_of
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.suite import evaluate
@@ -142,7 +142,7 @@ def _spread(evalset: EvalSet, count: int) -> EvalSet:
 def _images(evalset: EvalSet, model: DualEncoder, batch: int) -> Iterator[Tensor]:
     for start in range(0, len(evalset.records), batch):
         part = range(start, min(start + batch, len(evalset.records)))
-        yield torch.stack([resize_center(evalset.records.image(i), model.image.size) for i in part])
+        yield torch.stack([centre_of(model)(evalset.records.image(i), i) for i in part])
 
 
 def _watched(model: DualEncoder, meter: Any, evalset: EvalSet, batch: int) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
 from mmrep.data import scenes
-from mmrep.data.cache import cache_root
 from mmrep.data.places import resolve_place
 
 

@@ -22,8 +22,8 @@ from torch.distributed.fsdp import FSDPModule
 
 import mmrep
 from mmrep import distributed
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, require
-from mmrep.data.cache import cache_root
 from mmrep.model.dual_encoder import DualEncoder
 
 LOG = logging.getLogger("mmrep")
@@ -38,6 +38,7 @@ _CODE = (
     "data/decode.py",
     "data/jpeg.py",
     "data/transforms.py",
+    "pixels.py",
     "evaluation/embedding/*.py",
 )
 

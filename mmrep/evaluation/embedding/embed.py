@@ -55,8 +55,8 @@ def _collate(items: list[dict[View, Tensor] | DataError]) -> Views | DataError:
 
 
 def centre_of(model: DualEncoder) -> Centre:
-    """The view that a model is evaluated on."""
-    return Centre(*model.image.size)
+    """Return the view that a model is evaluated on."""
+    return Centre(*model.image.fit)
 
 
 def embed_set(

@@ -11,7 +11,7 @@ from mmrep.config.checks import require
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import image_key
 from mmrep.evaluation.embedding.cached import require_finite
-from mmrep.evaluation.embedding.embed import Views, embed_images
+from mmrep.evaluation.embedding.embed import Views, centre_of, embed_images
 from mmrep.evaluation.embedding.views import Centre
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.resolution import at_resolution
@@ -44,7 +44,7 @@ def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[T
     keys, found = {}, {}
     for name, model in context.models.items():
         if cache:
-            views = ("maximum", *(Centre(*size) for size in sizes[name]))
+            views = ("maximum", *(_view(model, size) for size in sizes[name]))
             keys[name] = image_key(cache, model, views, data, config.batch_size)
             rows = cache.get(keys[name])
             if rows is not None:
@@ -75,15 +75,19 @@ def _embedded(context: Context, sizes: dict[str, list[tuple[int, int]]]) -> list
     def encode(views: Views) -> list[Tensor]:
         return [F.normalize(_maximum(scaled, views), dim=-1) for scaled in models]
 
-    views = sorted({Centre(*size) for scaled in models for size in scaled})
+    views = sorted({centre_of(each) for scaled in models for each in scaled.values()})
     evalset = context.evalset
     return embed_images(encode, views, evalset.records, context.config, evalset.name, context.quiet)
 
 
+def _view(model: DualEncoder, size: tuple[int, int]) -> Centre:
+    return Centre(*size, *model.image.fit[2:])
+
+
 def _maximum(scaled: dict[tuple[int, int], DualEncoder], views: Views) -> Float[Tensor, "batch embed"]:
     merged = None
-    for size, model in scaled.items():
-        x = model.encode_image(views[Centre(*size)].to(model.device))
+    for model in scaled.values():
+        x = model.encode_image(views[centre_of(model)].to(model.device))
         merged = x if merged is None else merged.maximum(x)
     assert merged is not None, "the config wants at least one scale"
     return merged

@@ -1,10 +1,8 @@
-"""Whether a model's tokenizer fits its text tower, and which texts are longer than the tower's context."""
+"""Texts that are longer than a text tower's context."""
 
 import logging
 from collections.abc import Callable, Sequence
 
-from mmrep.config.checks import MmrepError
-from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.text_encoder import ClipTokenizer
 
 LOG = logging.getLogger("mmrep")
@@ -12,21 +10,6 @@ LOG = logging.getLogger("mmrep")
 _ANY_LENGTH = 1_000_000
 _ENDS = 2
 """Tokens that mark start and end."""
-
-
-def check_vocabulary(model: DualEncoder, name: str) -> None:
-    """Finds a tokenizer that the text tower was not trained with.
-
-    Raises:
-        MmrepError: it gives ids that the tower does not have.
-    """
-    largest = int(model.tokenizer.batch([""])[0].max())  # the end of a text has the last id of CLIP's vocabulary
-    size = model.text.tower.token_embedding.num_embeddings
-    if largest >= size:
-        raise MmrepError(
-            f"model {name}: its text tower has a vocabulary of {size}, but CLIP's tokenizer, the only one supported, "
-            f"gives ids up to {largest}: the tower was trained with another tokenizer"
-        )
 
 
 def warn_of_cut(texts: list[str], tokenizer: ClipTokenizer, name: str, models: Sequence[str]) -> int:

@@ -1,11 +1,12 @@
 """What is cut out of a decoded image for a model: each view of an image is made once for all models that ask for it."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmrep.data.transforms import resize_center_as_pillow
+from mmrep.pixels import Fit
 
 
 @runtime_checkable
@@ -25,20 +26,13 @@ class View(Protocol):
     def __hash__(self) -> int: ...
 
 
-class Centre(NamedTuple):
-    """The evaluation transform of CLIP: the image resized until it just covers the size, and its centre.
+class Centre(Fit):
+    """The evaluation transform of a model: the whole image at its size, resized as its config says.
 
-    The pixels are those of `DualEncoder.preprocess`, bit for bit, where rows and columns are equal.
-
-    Attributes:
-        rows: in pixels.
-        columns: in pixels.
+    The pixels are those of `DualEncoder.preprocess`, bit for bit.
     """
-
-    rows: int
-    columns: int
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """See `View`."""
         del sample  # nothing is random
-        return resize_center_as_pillow(image, (self.rows, self.columns))
+        return torch.from_numpy(self.pixels(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)

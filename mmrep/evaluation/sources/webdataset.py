@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import DataConfig
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.cache import cache_root
 from mmrep.data.indexing import load_index
 from mmrep.data.paths import read_lines
 from mmrep.data.remote import ShardCache, is_remote, read_remote, remote_folders

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrep.config.robustness import CORRUPTIONS
+from mmrep.evaluation.embedding.views import Centre
 from mmrep.evaluation.tasks.view_predictions import centred
 
 Pixels = Float32[Tensor, "3 rows columns"]
@@ -35,15 +36,13 @@ class Corrupted(NamedTuple):
     """An image at a model's size, corrupted.
 
     Attributes:
-        rows: in pixels.
-        columns: in pixels.
+        centre: the model's evaluation transform.
         kind: one of CORRUPTIONS.
         severity: 1 to 5.
         seed: of what is random.
     """
 
-    rows: int
-    columns: int
+    centre: Centre
     kind: str
     severity: int
     seed: int = 0
@@ -52,7 +51,7 @@ class Corrupted(NamedTuple):
         """See `View`."""
         counter = [0, sample, self.severity, CORRUPTIONS.index(self.kind)]
         random = np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=counter))
-        return corrupt(centred(image, self.rows, self.columns), self.kind, self.severity, random)
+        return corrupt(centred(image, self.centre), self.kind, self.severity, random)
 
 
 def corrupt(

@@ -29,9 +29,9 @@ def corruption(context: Context) -> list[Evaluation]:
     kinds, severities = config.kinds or CORRUPTIONS, config.severities
     views: dict[str, list[View]] = {}
     for name, model in context.models.items():
-        rows, columns = model.image.size
-        corrupted = [Corrupted(rows, columns, kind, severity, config.seed) for kind in kinds for severity in severities]
-        views[name] = [centre_of(model), *corrupted]
+        centre = centre_of(model)
+        corrupted = [Corrupted(centre, kind, severity, config.seed) for kind in kinds for severity in severities]
+        views[name] = [centre, *corrupted]
     labels = np.asarray(context.labels)
     classes = len(context.evalset.classnames)
     return [corruption_metrics(found, labels, classes, kinds, severities) for found in predict(context, views)]

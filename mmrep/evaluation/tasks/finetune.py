@@ -108,7 +108,7 @@ def finetune_metrics(found: Int64[ndarray, " images"], labels: Sequence[int], cl
 
 def _predict(classifier: Classifier, records: Records, config: EvaluationConfig) -> Int64[ndarray, " images"]:
     """The class of each image; _NOT_FINITE where its logits are not finite. The same on every process."""
-    view = Centre(*classifier.tower.size)
+    view = Centre(*classifier.tower.fit)
 
     def encode(pixels: Views) -> list[Tensor]:
         logits = classifier(pixels[view].to(classifier.linear.weight.device))

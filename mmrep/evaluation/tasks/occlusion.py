@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.embedding.views import Centre, View
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.view_predictions import Predictions, centred, check_classes, predict
 from mmrep.model.dual_encoder import DualEncoder
@@ -25,16 +25,14 @@ class Occluded(NamedTuple):
     """An image at a model's size, some of its patches covered.
 
     Attributes:
-        rows: in pixels.
-        columns: in pixels.
+        centre: the model's evaluation transform.
         grid: rows and columns of patches; what is left over at the border is never covered.
         share: of the patches that are covered, rounded to whole patches.
         colour: of these, red, green, blue.
         seed: of which they are.
     """
 
-    rows: int
-    columns: int
+    centre: Centre
     grid: tuple[int, int]
     share: float
     colour: tuple[int, int, int]
@@ -42,8 +40,8 @@ class Occluded(NamedTuple):
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
         """See `View`."""
-        pixels = centred(image, self.rows, self.columns)
-        sizes = (self.rows // self.grid[0], self.columns // self.grid[1])
+        pixels = centred(image, self.centre)
+        sizes = (self.centre.rows // self.grid[0], self.centre.columns // self.grid[1])
         covered = torch.zeros(pixels.shape[1:], dtype=torch.bool)
         patches = torch.from_numpy(covered_patches(self.grid, self.share, self.seed, sample))
         grown = patches.repeat_interleave(sizes[0], 0).repeat_interleave(sizes[1], 1)
@@ -110,5 +108,5 @@ def occlusion_metrics(
 
 
 def _view(model: DualEncoder, share: float, seed: int) -> Occluded:
-    red, green, blue = (round(255 * mean) for mean in model.config.image.mean)
-    return Occluded(*model.image.size, model.image.grid, share, (red, green, blue), seed)
+    red, green, blue = (round(255 * mean) for mean in model.preprocess.mean)
+    return Occluded(centre_of(model), model.image.grid, share, (red, green, blue), seed)

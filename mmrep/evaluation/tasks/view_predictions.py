@@ -12,10 +12,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from mmrep.config.checks import MmrepError, require
-from mmrep.data.transforms import resize_center
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import Views, embed_images
-from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.embedding.views import Centre, View
 from mmrep.evaluation.scoring.classification import class_embeddings, first_twins
 from mmrep.evaluation.tasks.zeroshot import prompts
 
@@ -36,12 +35,12 @@ class Predictions(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def centred(image: UInt8[Tensor, "3 height width"], rows: int, columns: int) -> UInt8[Tensor, "3 rows columns"]:
-    """`resize_center`, made once for all views of an image that ask for the same size. Not to be changed in place.
+def centred(image: UInt8[Tensor, "3 height width"], centre: Centre) -> UInt8[Tensor, "3 rows columns"]:
+    """Return what a model is shown of an image, made once for all views that build on it. Do not change it in place.
 
     The cache compares images by identity, and keeps the last few alive.
     """
-    return resize_center(image, (rows, columns))
+    return centre(image, 0)
 
 
 def check_classes(context: Context, task: str) -> None:

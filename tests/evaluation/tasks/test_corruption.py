@@ -21,6 +21,8 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import CORRUPTIONS, CorruptionConfig
 from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import centre_of
+from mmrep.evaluation.embedding.views import Centre
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.tasks.corrupted import Corrupted, _convolve, _gaussian_blur, _resample, corrupt
@@ -44,7 +46,7 @@ def photo() -> Tensor:
 
 
 def corrupted(photo: Tensor, kind: str, severity: int, position: int = 0, seed: int = 0) -> Tensor:
-    return Corrupted(*photo.shape[1:], kind, severity, seed)(photo, position).float()
+    return Corrupted(Centre(*photo.shape[1:]), kind, severity, seed)(photo, position).float()
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -72,7 +74,7 @@ def test_draws_depend_on_seed_kind_severity_and_position_alone(photo: Tensor, ki
 @pytest.mark.parametrize("size", [(8, 8), (16, 24)])
 def test_small_and_oblong_images(photo: Tensor, kind: str, size: tuple[int, int]) -> None:
     for severity in range(1, 6):
-        found = Corrupted(*size, kind, severity)(photo, 0)
+        found = Corrupted(Centre(*size), kind, severity)(photo, 0)
         assert found.shape == (3, *size) and found.dtype == torch.uint8
 
 
@@ -134,8 +136,8 @@ def test_lengths_grow_with_the_size(photo: Tensor) -> None:
 
 
 def test_views_can_be_sent_to_workers() -> None:
-    view = Corrupted(16, 16, "fog", 2, 3)
-    assert pickle.loads(pickle.dumps(view)) == view and hash(view) == hash(Corrupted(16, 16, "fog", 2, 3))
+    view = Corrupted(Centre(16, 16), "fog", 2, 3)
+    assert pickle.loads(pickle.dumps(view)) == view and hash(view) == hash(Corrupted(Centre(16, 16), "fog", 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_accuracies_are_those_of_the_views(models: dict[str, DualEncoder], class
         cells = each.details["acc1"]
         for kind in KINDS:
             for severity in SEVERITIES:
-                view = Corrupted(*model.image.size, kind, severity)
+                view = Corrupted(centre_of(model), kind, severity)
                 pixels = torch.stack([view(records.image(i), group_id(records.key(i))) for i in range(16)])
                 with torch.inference_mode():
                     right = (model.encode_image(pixels) @ names.T).argmax(1) == labels

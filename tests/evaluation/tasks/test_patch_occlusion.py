@@ -13,6 +13,8 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import OcclusionConfig
 from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
+from mmrep.evaluation.embedding.embed import centre_of
+from mmrep.evaluation.embedding.views import Centre
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.tasks.occlusion import Occluded, covered_patches, occlusion
 from mmrep.evaluation.tasks.zeroshot import embed_classes, zeroshot
@@ -39,7 +41,7 @@ def test_masks_depend_on_seed_and_position_and_are_uniform() -> None:
 
 def test_whole_patches_have_the_colour() -> None:
     image = torch.randint(0, 100, (3, 16, 16), dtype=torch.uint8)
-    view = Occluded(16, 16, (4, 4), 0.5, (200, 210, 220), seed=1)
+    view = Occluded(Centre(16, 16), (4, 4), 0.5, (200, 210, 220), seed=1)
     found, mask = view(image, 5), covered_patches((4, 4), 0.5, 1, 5)
     tiles = found.unfold(1, 4, 4).unfold(2, 4, 4)
     for row in range(4):
@@ -60,7 +62,7 @@ def test_accuracies_are_those_of_the_views(tiny: Callable[..., DualEncoder], col
         classes = embed_classes(model, context.evalset, 4)
         colour = tuple(round(255 * value) for value in model.config.image.mean)
         for share, accuracy in zip((0.25, 0.5, 1.0), each.metrics.values(), strict=True):
-            view = Occluded(*model.image.size, model.image.grid, share, colour)
+            view = Occluded(centre_of(model), model.image.grid, share, colour)
             pixels = torch.stack([view(records.image(i), group_id(records.key(i))) for i in range(16)])
             with torch.inference_mode():
                 right = (model.encode_image(pixels) @ classes.T).argmax(1) == torch.tensor(context.labels)

@@ -1,0 +1,174 @@
+"""RGB pixels of a Pillow picture, and parts of resized pictures: shared by the loader, evaluation and `preprocess`."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mmrep.config.model import Interpolation, ResizeMode
+
+Box = tuple[int, int, int, int]
+"""Top, left, height, width."""
+MOST_DISCARDED = 16
+"""A picture is resized whole, and the part cut out afterwards, where the whole has at most this many times the pixels
+of the part."""
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
+"""Pixels on each side that Pillow's filters look at; times the factor where a picture is made smaller."""
+
+
+def rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture of any mode as RGB: alpha is dropped, 16 bits are scaled to 8.
+
+    Raises:
+        ValueError: 32-bit or float pixels, which have no range that all agree on; a mode without a way to RGB.
+    """
+    if picture.mode in ("F", "I"):
+        kind = "float" if picture.mode == "F" else "32-bit integer"
+        raise ValueError(f"{kind} pixels, which have no range that all agree on; store 8 or 16 bits")
+    if picture.mode.startswith("I;16"):
+        # Pillow would clip these at 255 instead of scaling them.
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "RGBa" or (picture.mode == "P" and "transparency" in picture.info):
+        picture = picture.convert("RGBA")  # the same colours; Pillow warns of such palettes, and knows no other way
+    return np.array(picture.convert("RGB"))
+
+
+def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the smallest picture of this shape that covers `size`.
+
+    The longer side is rounded as open_clip rounds it: down where `size` is square, else to the nearest whole number.
+    """
+    if size[0] != size[1]:
+        return _scaled(height, width, min(height / size[0], width / size[1]))
+    if width >= height:
+        return size[0], size[0] * width // height
+    return size[1] * height // width, size[1]
+
+
+def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
+    return max(1, round(height / factor)), max(1, round(width / factor))
+
+
+def centre(whole: tuple[int, int], size: tuple[int, int]) -> Box:
+    """Return the box of `size` in the middle of a picture of `whole` rows and columns."""
+    top, left = (round((whole[i] - size[i]) / 2) for i in (0, 1))
+    return top, left, *size
+
+
+def is_thin(whole: tuple[int, int], part: Box) -> bool:
+    """Return whether a resized picture of `whole` rows and columns is so much larger than the part that is kept that
+    only this should be made."""
+    return whole[0] * whole[1] > MOST_DISCARDED * part[2] * part[3]
+
+
+def resized_part(
+    pixels: UInt8[np.ndarray, "height width 3"],
+    whole: tuple[int, int],
+    part: Box,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Resize a picture to `whole` rows and columns with Pillow, and return a part of the result.
+
+    Of a thin picture only that part is made, from the pixels that it rests on, so that memory and time depend on the
+    part and not on `whole`, which grows with the aspect ratio. Its values differ by 1 at most from those of the whole,
+    since Pillow holds the edges of a box in single precision. Of all others the part is exact.
+
+    Args:
+        pixels: the picture.
+        whole: rows and columns of all of the resized picture.
+        part: what is returned of it.
+        resample: bicubic or bilinear.
+    """
+    height, width = pixels.shape[:2]
+    top, left, rows, columns = part
+    if (height, width) == whole:
+        return pixels[top : top + rows, left : left + columns]
+    if not is_thin(whole, part):
+        resized = Image.fromarray(pixels).resize((whole[1], whole[0]), resample)
+        return np.array(resized)[top : top + rows, left : left + columns]
+    first, last, above, below = _window(height, whole[0], top, rows, _SUPPORT[resample])
+    start, stop, before, behind = _window(width, whole[1], left, columns, _SUPPORT[resample])
+    window = Image.fromarray(np.ascontiguousarray(pixels[first:last, start:stop]))
+    return np.array(window.resize((columns, rows), resample, box=(before, above, behind, below)))
+
+
+def _window(side: int, whole: int, start: int, length: int, support: int) -> tuple[int, int, float, float]:
+    """Return the first and last pixel that a resized stretch rests on, and its ends counted from the first of them."""
+    factor = side / whole
+    begin, end = start * factor, (start + length) * factor
+    reach = support * max(factor, 1.0) + 1
+    first, last = max(0, math.floor(begin - reach)), min(side, math.ceil(end + reach))
+    return first, last, begin - first, min(end - first, last - first)
+
+
+class Fit(NamedTuple):
+    """How a whole picture is brought to a model's size: open_clip's evaluation transform.
+
+    Attributes:
+        rows: in pixels.
+        columns: in pixels.
+        resize_mode: `shortest`: the picture just covers the size, and its centre is cut out; `longest`: it just fits
+            in, and black borders fill the rest; `squash`: it is stretched to the size.
+        interpolation: `bicubic` or `bilinear`.
+    """
+
+    rows: int
+    columns: int
+    resize_mode: ResizeMode = "shortest"
+    interpolation: Interpolation = "bicubic"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.columns
+
+    def pixels(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Return a picture at the model's size, with Pillow's arithmetic."""
+        resample = _RESAMPLING[self.interpolation]
+        height, width = picture.shape[:2]
+        if self.resize_mode == "shortest":
+            whole = cover(height, width, self.size)
+            return resized_part(picture, whole, centre(whole, self.size), resample)
+        if self.resize_mode == "squash":
+            return resized_part(picture, self.size, (0, 0, *self.size), resample)
+        rows, columns = _scaled(height, width, max(height / self.rows, width / self.columns))
+        found = np.zeros((self.rows, self.columns, 3), np.uint8)
+        top, left = (self.rows - rows) // 2, (self.columns - columns) // 2
+        found[top : top + rows, left : left + columns] = resized_part(
+            picture, (rows, columns), (0, 0, rows, columns), resample
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """open_clip's evaluation transform: a Pillow picture of any mode to a normalised float tensor (3, rows, columns).
+
+    The picture becomes RGB first, as the loader makes it, so that one file has one embedding.
+
+    Attributes:
+        fit: how it is brought to the model's size.
+        mean: of each channel, where white is 1.
+        std: of each channel.
+    """
+
+    fit: Fit
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 rows columns"]:
+        """Return the pixels that the model takes.
+
+        Raises:
+            ValueError: see `rgb`.
+        """
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = torch.from_numpy(self.fit.pixels(rgb(picture)))
+        return (pixels.permute(2, 0, 1).contiguous().float() / 255 - mean) / std
