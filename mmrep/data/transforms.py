@@ -146,7 +146,7 @@ def resize_center_as_pillow(
 
     torch's uint8 kernel has 16 bits for a weight: 0.1 to 0.4% of its values differ, by 1, rarely by 2.
     """
-    whole = cover(*image.shape[1:], size)
+    whole = cover(image.shape[1], image.shape[2], size)
     return _by_pillow(image, whole, centre(whole, size))
 
 
@@ -157,7 +157,7 @@ def _by_pillow(image: Tensor, whole: tuple[int, int], part: Box) -> Tensor:
 def _middle(image: Tensor, box: Box, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The centre of what the image within `box` becomes when it is resized to `whole` rows and columns."""
     top, left, rows, columns = part = centre(whole, size)
-    if is_thin(whole, part):
+    if is_thin(box[2:], whole, part):
         return _by_pillow(image[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]], whole, part)
     return crop_resize(image, box, whole)[:, top : top + rows, left : left + columns]
 
