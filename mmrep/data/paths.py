@@ -7,7 +7,7 @@ from pathlib import Path
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
 from mmrep.data.remote import expand_remote, is_remote, read_remote
-from mmrep.data.spelling import expand_braces
+from mmrep.data.spelling import expand_braces, is_blank
 
 _PACKED = (".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
@@ -97,6 +97,6 @@ def read_lines(path: str | Path, where: str) -> list[str]:
         raise ConfigError(f"{where}: {path} is not UTF-8 text (byte {error.start})") from error
     lines = [line.strip() for line in text.rstrip().splitlines()]
     require(bool(lines), f"{where}: {path} has no lines")
-    if "" in lines:
-        raise ConfigError(f"{where}: {path}: line {lines.index('') + 1} is blank")
+    for number, line in enumerate(lines, 1):
+        require(not is_blank(line), f"{where}: {path}: line {number} is blank")
     return lines

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 
 _UNUSUAL = frozenset(("", ".", ".."))
@@ -155,11 +156,11 @@ def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) 
     lines, bad = [], []
     for number, text in enumerate(texts):
         line = " ".join(text.split()) if isinstance(text, str) else ""
-        if not line:
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            bad.append(Omission(item, f"caption {number} is not valid Unicode"))
+        elif is_blank(line):
             reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text"
             bad.append(Omission(item, reason))
-        elif any("\ud800" <= character <= "\udfff" for character in line):
-            bad.append(Omission(item, f"caption {number} is not valid Unicode"))
         else:
             lines.append(line)
     if lines:
