@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
+from mmrep.data.regular import read_regular
 from mmrep.data.remote import expand_remote, is_remote, read_remote
 from mmrep.data.spelling import expand_braces, is_blank
 
@@ -90,7 +91,7 @@ def read_lines(path: str | Path, where: str) -> list[str]:
     """
     try:
         place = resolve_place(str(path))
-        text = (read_remote(place) if is_remote(place) else Path(place).expanduser().read_bytes()).decode("utf-8-sig")
+        text = (read_remote(place) if is_remote(place) else read_regular(Path(place).expanduser())).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.regular import read_regular
 from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 
@@ -108,7 +109,7 @@ def read_text(path: Path, option: str) -> str:
         DataError: not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{option}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
