@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from itertools import accumulate
 from typing import NamedTuple
@@ -14,7 +15,10 @@ from mmrep.config.data import SourceConfig
 from mmrep.data.draws import below
 from mmrep.data.paths import find_beside, read_lines
 from mmrep.data.shards import ShardIndex, read_member
+from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
+
+_LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 
 
 class Caption(NamedTuple):
@@ -37,7 +41,7 @@ def group_id(text: str) -> int:
 
 
 def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
-    """All captions of a sample.
+    """All captions of a sample; lines that show nothing are none.
 
     Args:
         index: its shard.
@@ -47,6 +51,23 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
     Raises:
         DataError: no such member or key, not UTF-8, no text in it.
     """
+    return kept_lines(index, sample, kind)[0]
+
+
+def kept_lines(index: ShardIndex, sample: int, kind: str) -> tuple[list[str], int]:
+    """Return the captions of a sample, and how many lines or texts are left out since they show nothing.
+
+    Raises:
+        DataError: see `text_lines`.
+    """
+    lines = _lines(index, sample, kind)
+    kept = [line.strip() for line in lines if not is_blank(line)]
+    if not kept:
+        raise DataError(f"{index.sample(sample)}, member {kind.partition(':')[0]!r}: no caption in it")
+    return kept, len(lines) - len(kept)
+
+
+def _lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
     extension, _, field = kind.partition(":")
     data = read_member(index, sample, extension)
     where = f"{index.sample(sample)}, member {extension!r}"
@@ -64,9 +85,6 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: no text under key {field!r}: {type(error).__name__}: {error}") from error
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        raise DataError(f"{where}: no caption in it")
     return lines
 
 
@@ -78,10 +96,10 @@ def class_label(index: ShardIndex, sample: int, classes: int) -> int:
     """
     data = read_member(index, sample, "cls")
     where = f"{index.sample(sample)}, member 'cls'"
-    try:
-        label = int(data)
-    except ValueError as error:
-        raise DataError(f"{where}: expected an integer, got {data[:20]!r}") from error
+    # int() would take underscores, and digits of other scripts.
+    if not _LABEL.fullmatch(data):
+        raise DataError(f"{where}: expected an integer, got {data[:20]!r}")
+    label = int(data)
     if not 0 <= label < classes:
         raise DataError(f"{where}: label {label}, but there are {classes} class names (labels count from 0)")
     return label
@@ -131,6 +149,20 @@ class Captioner:
                 f"{where}: caption 'cls' needs it, and there is no {name} beside {shard} or one folder up"
             )
         return read_lines(place, where)
+
+    def groups_of(self, index: ShardIndex, sample: int) -> set[int]:
+        """Return the groups that a sample may be drawn with.
+
+        Raises:
+            DataError: see `draw`.
+        """
+        groups: set[int] = set()
+        for kind in self.kinds:
+            if kind == "cls":
+                groups.add(self.groups[class_label(index, sample, len(self.classnames))])
+            else:
+                groups.update(map(group_id, text_lines(index, sample, kind)))
+        return groups
 
     def draw(self, index: ShardIndex, sample: int, bits: NDArray[np.uint64]) -> Caption:
         """The caption that two 64-bit words pick for a sample: the first among captions, the second among kinds.

@@ -13,6 +13,7 @@ from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
 from mmrep.data.img2dataset import check_against, stats_of
 from mmrep.data.indexing import load_index, read_arrays, write_arrays
+from mmrep.data.regular import read_regular, regular_stat
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
 from mmrep.data.spelling import absolute
@@ -147,7 +148,7 @@ def _stamp(shard: Shard) -> tuple[int, int]:
         size = shard.size if shard.size is not None else remote_size(shard.address)
         return -1 if size is None else size, 0
     try:
-        stat = shard.stat()
+        stat = regular_stat(shard)
     except OSError as error:
         raise DataError(f"{shard}: {error.strerror}") from error
     return stat.st_size, stat.st_mtime_ns
@@ -172,7 +173,7 @@ def read_catalog(place: str) -> Catalog:
     else:
         place = str(Path(place).expanduser())
         try:
-            data = Path(place).read_bytes()
+            data = read_regular(Path(place))
         except OSError as error:
             raise ConfigError(f"{place}: {error.strerror}") from error
     arrays = read_arrays(data or b"")

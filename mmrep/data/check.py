@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmrep.data.captions import class_label, text_lines
+from mmrep.config.checks import ConfigError
+from mmrep.data.captions import class_label, kept_lines
 from mmrep.data.decode import MAX_PIXELS, decode_image, image_header, image_notes
 from mmrep.data.img2dataset import Accounting
 from mmrep.data.indexing import build_index, load_index, sidecar
 from mmrep.data.parallel import over
-from mmrep.data.shards import IMAGE_EXTENSIONS, ShardIndex, image_extension, read_member
+from mmrep.data.paths import find_beside, read_lines
+from mmrep.data.shards import SEVERAL, ShardIndex, image_extension, read_member, several_images
 from mmrep.data.tar import DataError
 
 _SHOWN_NOTES = 10
@@ -24,13 +26,13 @@ class Check(NamedTuple):
         deep: decode every image, and compare every byte with the CRCs of an index file beside the shard; otherwise
             structure, texts, labels, and the images' headers are read.
         captions: kinds of caption that every sample has to have; none: those that most samples of a shard have.
-        classes: labels have to be below this number.
+        classes: labels have to be below this number; None: as many as the classnames.txt beside the shard has lines.
         max_pixels: limit of an image.
     """
 
     deep: bool = False
     captions: tuple[str, ...] = ()
-    classes: int = sys.maxsize
+    classes: int | None = None
     max_pixels: int = MAX_PIXELS
 
 
@@ -145,11 +147,24 @@ class _Checker:
         except OSError as error:
             return ShardReport(path, 0, [f"{path}: {error.strerror}"], [], 0)
         wanted = self.check.captions or self._usual(index, notes)
+        classes = sys.maxsize
+        if "cls" in wanted:
+            try:
+                classes = self._classes(path)
+            except ConfigError as error:
+                problems.append(str(error))
         bad = 0
+        blank: list[str] = []
         for row in range(len(index)):
-            found = self._sample(index, row, wanted, notes)
+            found = self._sample(index, row, wanted, classes, notes, blank)
             problems += found
             bad += bool(found)
+        for keys, what in (
+            (several_images(index), f"have {SEVERAL}"),
+            (blank, "have blank lines among their captions, which are left out (CLIP_benchmark: captions too)"),
+        ):
+            if keys:
+                notes.append(f"{path}: {len(keys)} samples, the first {keys[0]!r}, {what}")
         return ShardReport(path, len(index), problems, notes, bad)
 
     @staticmethod
@@ -181,13 +196,28 @@ class _Checker:
             notes.append(f"{index.path}: no member 'txt' or 'cls': captions not checked, unless named by --caption")
         return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
 
-    def _sample(self, index: ShardIndex, row: int, wanted: tuple[str, ...], notes: list[str]) -> list[str]:
+    def _classes(self, path: Path) -> int:
+        """The number of classes: as asked for, else as a run finds it."""
+        if self.check.classes is not None:
+            return self.check.classes
+        beside = find_beside(str(path), "classnames.txt")
+        return sys.maxsize if beside is None else len(read_lines(beside, str(path)))
+
+    def _sample(
+        self,
+        index: ShardIndex,
+        row: int,
+        wanted: tuple[str, ...],
+        classes: int,
+        notes: list[str],
+        blank: list[str],
+    ) -> list[str]:
         readers: list[Callable[[], object]] = [partial(self._image, index, row, notes)]
         for kind in wanted:
             if kind == "cls":
-                readers.append(partial(class_label, index, row, self.check.classes))
+                readers.append(partial(class_label, index, row, classes))
             else:
-                readers.append(partial(text_lines, index, row, kind))
+                readers.append(partial(self._text, index, row, kind, blank))
         if self.check.deep and index.crcs:
             held = [extension for extension, places in index.members.items() if places[row, 0] >= 0]
             readers += [partial(read_member, index, row, extension) for extension in held]
@@ -198,6 +228,11 @@ class _Checker:
             except DataError as error:
                 problems[str(error)] = None
         return list(problems)
+
+    @staticmethod
+    def _text(index: ShardIndex, row: int, kind: str, blank: list[str]) -> None:
+        if kept_lines(index, row, kind)[1]:
+            blank.append(index.keys[row].decode())
 
     def _image(self, index: ShardIndex, row: int, notes: list[str]) -> None:
         extension = image_extension(index, row)
@@ -212,9 +247,6 @@ class _Checker:
             raise DataError(f"{where}: {error}") from error
         if self.check.deep:
             notes += [f"{where}: {note}" for note in self._notes(data)]
-        images = [name for name in IMAGE_EXTENSIONS if name in index.members and index.members[name][row, 0] >= 0]
-        if len(images) > 1:
-            notes.append(f"{index.sample(row)} has {len(images)} images ({', '.join(images)}): {extension!r} is used")
 
     def _notes(self, data: bytes) -> list[str]:
         try:

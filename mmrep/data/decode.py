@@ -12,20 +12,25 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmrep.data.jpeg import decode_jpeg, jpeg_complaint, jpeg_header
+from mmrep.data.jpeg import JPEG_START, decode_jpeg, jpeg_complaint, jpeg_header, scans
+from mmrep.data.png import PNG_START, check_rows, checked_png
 from mmrep.data.shards import ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError
 from mmrep.pixels import rgb
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs."""
+_MAX_SCANNED = 16 * MAX_PIXELS
+"""Pixels times scans of a progressive JPEG: some seconds."""
+_PIXELS_PER_BYTE, _SMALL = 2_000, 1 << 22
+"""A file of more pixels a byte is a bomb, unless it is small: 34 bytes of WebP can claim all pixels that are allowed,
+and cost 20 bytes of memory for each. PNG and JPEG of one colour have 350 and 170."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """By content, whatever the extension says; Pillow knows more, and starts Ghostscript for one of them."""
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 """EXIF and TIFF tags."""
 
@@ -54,8 +59,10 @@ def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """
     header = jpeg_header(data)
     if header:
-        _check_pixels(header.width, header.height, max_pixels)
+        _check_cost(data, header.width, header.height, max_pixels)
         return ImageHeader(header.height, header.width, "JPEG", header.colours)
+    if data.startswith(PNG_START):
+        data = checked_png(data)
     with _opened(data, max_pixels) as image:
         return ImageHeader(image.height, image.width, image.format or "", image.mode)
 
@@ -78,16 +85,18 @@ def decode_image(
     """
     header = jpeg_header(data)
     if header:
-        _check_pixels(header.width, header.height, max_pixels)
+        _check_cost(data, header.width, header.height, max_pixels)
         try:
             pixels = decode_jpeg(data, header, at_least)
         except ValueError as error:
             raise ValueError(f"can't decode image: truncated or damaged: {error}") from error
         if pixels is not None:
             return torch.from_numpy(pixels).permute(2, 0, 1)
-    if data.startswith(_PNG_START):
-        _check_png(data)
+    if data.startswith(PNG_START):
+        data = checked_png(data)
     with _opened(data, max_pixels) as image:
+        if image.format == "PNG":
+            check_rows(data, image)
         return torch.from_numpy(rgb(image)).permute(2, 0, 1)
 
 
@@ -99,9 +108,9 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         declared = _declared_size(data)
         if declared:
-            _check_pixels(*declared, max_pixels)
+            _check_cost(data, *declared, max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(*image.size, max_pixels)
+            _check_cost(data, *image.size, max_pixels)
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"not an image ({', '.join(FORMATS)})") from error
@@ -109,9 +118,15 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise ValueError(f"can't decode image: {' '.join(str(error).split())}") from error
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_cost(data: bytes, width: int, height: int, max_pixels: int) -> None:
+    """Raises ValueError for an image whose pixels would take more memory or time than any real one of its size."""
+    pixels = width * height
+    if pixels > max_pixels:
         raise ValueError(f"{width} × {height} pixels, more than data.max_pixels {max_pixels}")
+    if pixels > max(_PIXELS_PER_BYTE * len(data), _SMALL):
+        raise ValueError(f"{width} × {height} pixels in {len(data)} bytes: a decompression bomb")
+    if data.startswith(JPEG_START) and pixels * (count := scans(data)) > _MAX_SCANNED:
+        raise ValueError(f"{count} scans of {width} × {height} pixels: a decompression bomb")
 
 
 def _declared_size(data: bytes) -> tuple[int, int] | None:
@@ -122,7 +137,7 @@ def _declared_size(data: bytes) -> tuple[int, int] | None:
     header = jpeg_header(data)
     if header:
         return header.width, header.height
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return struct.unpack_from(">II", data, 16)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return struct.unpack_from("<HH", data, 6)
@@ -138,34 +153,28 @@ def _declared_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _check_png(data: bytes) -> None:
-    """Raises ValueError unless all chunks up to IEND are there and the checksums of the critical ones hold.
-
-    Pillow looks at neither once it has all rows.
-    """
-    view, place, kind = memoryview(data), len(_PNG_START), b""
-    while kind != b"IEND":
-        if place + 12 > len(data):
-            raise ValueError("can't decode image: truncated: the PNG's last chunk, IEND, is missing")
-        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
-        kind = bytes(view[place + 4 : place + 8])
-        name = kind.decode("ascii", "replace")
-        if end + 4 > len(data):
-            raise ValueError(f"can't decode image: truncated within the PNG's chunk {name!r}")
-        critical = not kind[0] & 0x20
-        if critical and zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ValueError(f"can't decode image: damaged: wrong checksum of the PNG's chunk {name!r}")
-        place = end + 4
-
-
 def image_notes(data: bytes, max_pixels: int = MAX_PIXELS) -> list[str]:
     """What is unusual about an image that `decode_image` reads, and what became of it.
 
     Raises:
         ValueError: not an image, or more than `max_pixels` pixels.
     """
-    notes = []
+    try:
+        notes = _notes(data, max_pixels)
+    except ValueError:
+        bare = checked_png(data) if data.startswith(PNG_START) else data
+        if bare is data:
+            raise
+        notes = [*_notes(bare, max_pixels), "texts or a colour profile that Pillow refuses, not read"]
     header = jpeg_header(data)
+    complaint = header and jpeg_complaint(data, header)
+    if complaint:
+        notes.append(f"libjpeg says: {complaint}")
+    return notes
+
+
+def _notes(data: bytes, max_pixels: int) -> list[str]:
+    notes = []
     with _opened(data, max_pixels) as image:
         if image.mode == "CMYK":
             notes.append("CMYK, converted to RGB without a colour profile")
@@ -182,9 +191,6 @@ def image_notes(data: bytes, max_pixels: int = MAX_PIXELS) -> list[str]:
         orientation = image.getexif().get(_ORIENTATION, 1)
         if orientation != 1:
             notes.append(f"EXIF orientation {orientation}, not applied")
-    complaint = header and jpeg_complaint(data, header)
-    if complaint:
-        notes.append(f"libjpeg says: {complaint}")
     return notes
 
 

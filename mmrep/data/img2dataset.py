@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from mmrep.data.regular import read_regular
 from mmrep.data.tar import DataError
 
 _REASONS_SHOWN = 3
@@ -34,7 +35,7 @@ def stats_of(shard: Path) -> ShardStats | None:
     """
     path = shard.with_name(f"{shard.stem}_stats.json")
     try:
-        stats = json.loads(path.read_bytes())
+        stats = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except OSError as error:

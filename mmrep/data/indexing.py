@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
+from mmrep.data.regular import regular_stat
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import DataError, walk_tar
 
@@ -38,7 +39,7 @@ def _index(file: Path, shard: Shard, stamp: tuple[int, int]) -> ShardIndex:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+    stat = regular_stat(path)
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -1,5 +1,6 @@
 """JPEG files by libjpeg-turbo: their header, and their pixels at full or reduced size."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,14 @@ JPEG_START = b"\xff\xd8\xff"
 """The first bytes of every JPEG file."""
 _COLOURS = ("YCbCr", "Gray", "RGB")
 """Those that libjpeg-turbo turns into RGB as Pillow does; Adobe's inverted CMYK is a matter for Pillow."""
-_LOST_PIXELS = ("premature end of data segment", "bad Huffman code")
-"""libjpeg goes on with grey after these, and so does Pillow, silently."""
+_ORDINARY_SCANS = 20
+"""Encoders write 10 to 15 scans of a progressive file."""
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+_ENDS_EARLY = "Premature end of JPEG file"
+_PADDINGS = 64
+"""Paddings that are taken out of one file; each takes another decoding."""
+_SOF0, _SOF1, _SOF2, _SOS, _APP0, _ADOBE, _COMMENT = 0xC0, 0xC1, 0xC2, 0xDA, 0xE0, 0xEE, 0xFE
 
 
 class JpegHeader(NamedTuple):
@@ -41,8 +48,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:
     """RGB pixels of a JPEG file, (height, width, 3): Pillow's, bit for bit, in 3/4 of its time.
 
-    Returns None for what Pillow has to decide: CMYK, and files that libjpeg-turbo complains of, since it complains
-    of harmless bytes between the markers as well.
+    Returns None for what Pillow has to decide: CMYK, and what libjpeg-turbo's interface does not know.
 
     Args:
         data: the file.
@@ -50,19 +56,18 @@ def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | Non
         at_least: rows and columns that the result must not fall below, see `reduction`; None: full size.
 
     Raises:
-        ValueError: part of the pixels is lost.
+        ValueError: libjpeg-turbo complains, and not only of what is known to be harmless.
     """
     if header.colours not in _COLOURS:
+        _sound(data, "CMYK")  # Pillow does not pass on complaints
         return None
     factor = reduction(header.height, header.width, at_least) if at_least else 1
     # simplejpeg takes the smallest scale that is no smaller than this; without bounds, the full size.
     bounds = {"min_height": -(-header.height // factor), "min_width": -(-header.width // factor)} if factor > 1 else {}
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_factor=factor, **bounds)
-    except ValueError as error:
-        if any(words in str(error) for words in _LOST_PIXELS):
-            raise
-        return None
+    except ValueError:
+        return simplejpeg.decode_jpeg(_sound(data, "RGB"), "RGB", min_factor=factor, **bounds)
 
 
 def reduction(height: int, width: int, at_least: tuple[int, int]) -> int:
@@ -75,9 +80,115 @@ def reduction(height: int, width: int, at_least: tuple[int, int]) -> int:
 
 
 def jpeg_complaint(data: bytes, header: JpegHeader) -> str | None:
-    """What libjpeg-turbo has to say against a file while it decodes it; None: nothing."""
+    """What libjpeg-turbo has to say first against a file while it decodes it; None: nothing."""
     try:
         simplejpeg.decode_jpeg(data, "RGB" if header.colours in _COLOURS else "CMYK")
     except ValueError as error:
         return str(error)
+    return None
+
+
+def scans(data: bytes) -> int:
+    """Return how many scans a file has, as far as that is unusual: each costs time for all of its pixels."""
+    if _is_one_scan(data):
+        return 1  # counting takes 5% of the time of decoding
+    count = data.count(b"\xff\xda")
+    if count <= _ORDINARY_SCANS:
+        return 1
+    header = _plain_header(data, "RGB")
+    # In compressed data a 0xff byte is followed by 0 or a restart marker; in metadata by anything.
+    return count if header is None else 1 + data.count(b"\xff\xda", header[1])
+
+
+def _is_one_scan(data: bytes) -> bool:
+    """Return whether a file's header says that its first scan holds all components, so that decoding ends with it."""
+    place, components = 2, -1
+    while place + 10 < len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == _SOS:
+            return data[place + 4] == components
+        if marker in (_SOF0, _SOF1):
+            components = data[place + 9]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
+def _sound(data: bytes, colours: str) -> bytes:
+    """Return a file that libjpeg-turbo decodes to the same pixels without complaint.
+
+    A complaint is harmless if its cause can be taken out of the file and none is left: libjpeg-turbo names only the
+    first, and goes on with grey or shifted pixels after most. Everything else is damage.
+
+    Raises:
+        ValueError: the complaint, if it is not known to be harmless.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, colours)
+    except ValueError as error:
+        plain, complaint = _plain_header(data, colours), error
+    else:
+        return data
+    if plain is None:
+        raise complaint
+    data = plain[0] + data[plain[1] :]
+    for _ in range(_PADDINGS):
+        try:
+            simplejpeg.decode_jpeg(data, colours)
+        except ValueError as error:
+            mended = _without_padding(data, str(error))
+            if mended is None:
+                raise
+            data = mended
+        else:
+            return data
+    raise complaint
+
+
+def _without_padding(data: bytes, complaint: str) -> bytes | None:
+    """Return a file without the bytes behind the compressed data that a complaint is about; None: they may be pixels.
+
+    Zeros before a marker are padding. An end marker may be missing if everything before it is there, which only a
+    single scan can show: the next ones of a progressive file refine the pixels.
+    """
+    extraneous = _EXTRANEOUS.search(complaint)
+    if extraneous:
+        marker = bytes([0xFF, int(extraneous[2], 16)])
+        padded = bytes(int(extraneous[1])) + marker
+        return data.replace(padded, marker, 1) if padded in data else None
+    if complaint == _ENDS_EARLY and data.count(b"\xff\xda") == 1 and not data.endswith(b"\xff\xd9"):
+        return data + b"\xff\xd9"
+    return None
+
+
+def _plain_header(data: bytes, colours: str) -> tuple[bytes, int] | None:
+    """Return a file's header without what libjpeg-turbo may complain of but ignores, and where its first scan begins.
+
+    These are metadata (colour profiles cut or out of order), bytes behind metadata whose length is wrong, zeros between
+    segments, an unknown revision of JFIF, an unknown colour transform of Adobe (taken for YCbCr or YCCK), and the
+    parameters of progressive files in others. None: bytes between other segments, or no header.
+    """
+    kept, place, metadata, sequential = [data[:2]], 2, True, True
+    while found := _MARKER.search(data, place):
+        marker, start = found[1][0], found.end()
+        if not metadata and data[place : found.start()].strip(b"\0"):
+            return None
+        end = start + int.from_bytes(data[start : start + 2], "big")
+        segment = bytearray(data[start:end])
+        if end > len(data) or len(segment) < 3:
+            return None
+        metadata = _APP0 <= marker < _APP0 + 16 or marker == _COMMENT
+        if marker == _APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 8:
+            segment[7] = 1
+        elif marker == _ADOBE and segment[2:7] == b"Adobe" and len(segment) > 13:
+            segment[13] = segment[13] if segment[13] <= 2 else 2 if colours == "CMYK" else 1
+        elif marker == _SOS and sequential:
+            segment[-3:] = bytes((0, 63, 0))
+        elif metadata:
+            place = end
+            continue
+        sequential = sequential and marker != _SOF2
+        kept.append(bytes([0xFF, marker]) + segment)
+        if marker == _SOS:
+            return b"".join(kept), end
+        place = end
     return None

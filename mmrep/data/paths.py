@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
+from mmrep.data.regular import read_regular
 from mmrep.data.remote import expand_remote, is_remote, read_remote
-from mmrep.data.spelling import expand_braces
+from mmrep.data.spelling import expand_braces, is_blank
 
 _PACKED = (".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
@@ -90,13 +91,13 @@ def read_lines(path: str | Path, where: str) -> list[str]:
     """
     try:
         place = resolve_place(str(path))
-        text = (read_remote(place) if is_remote(place) else Path(place).expanduser().read_bytes()).decode("utf-8-sig")
+        text = (read_remote(place) if is_remote(place) else read_regular(Path(place).expanduser())).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: {path} is not UTF-8 text (byte {error.start})") from error
     lines = [line.strip() for line in text.rstrip().splitlines()]
     require(bool(lines), f"{where}: {path} has no lines")
-    if "" in lines:
-        raise ConfigError(f"{where}: {path}: line {lines.index('') + 1} is blank")
+    for number, line in enumerate(lines, 1):
+        require(not is_blank(line), f"{where}: {path}: line {number} is blank")
     return lines

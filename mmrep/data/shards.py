@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mmrep.data.remote import HeldFile, ShardCache
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""In the order in which they are looked for: of several images of a sample the first is used."""
+SEVERAL = "several images; the first of jpg, jpeg, png, webp is used (CLIP_benchmark: of webp, png, jpg, jpeg)"
 _OPEN_FILES = 128
 
 
@@ -185,3 +187,10 @@ def image_extension(index: ShardIndex, sample: int) -> str:
     raise DataError(
         f"{index.sample(sample)} has no image ({', '.join(IMAGE_EXTENSIONS)}); it has {_extensions(index, sample)}"
     )
+
+
+def several_images(index: ShardIndex) -> list[str]:
+    """Return the keys of the samples that have more than one image."""
+    present = [index.members[name][:, 0] >= 0 for name in IMAGE_EXTENSIONS if name in index.members]
+    several = np.sum(present, axis=0) > 1 if len(present) > 1 else np.zeros(len(index), dtype=bool)
+    return [index.keys[row].decode() for row in np.flatnonzero(several)]

@@ -1,4 +1,4 @@
-"""How paths and patterns are spelled: braces expanded, `..` dropped."""
+"""How paths, patterns and texts are spelled: braces expanded, `..` dropped, characters that show nothing."""
 
 import os
 
@@ -26,3 +26,8 @@ def expand_braces(pattern: str, shown: str) -> list[str]:
 def absolute(path: str) -> str:
     """An absolute path without `.` and `..`; links stay, since what a user named is what messages and catalogs say."""
     return os.path.abspath(path)  # noqa: PTH100  # Path.absolute keeps `..`, Path.resolve follows links
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: it is empty, or all blanks, zeros and other control characters."""
+    return not any(character.isprintable() and not character.isspace() for character in text)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.regular import regular_stat
 from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.tar import DataError
 
@@ -35,6 +36,7 @@ def read_subset(path: Path) -> NDArray:
         ConfigError: no such file, not an .npy array of uids, nothing in it.
     """
     try:
+        regular_stat(path)
         uids = np.load(path, allow_pickle=False, mmap_mode="r")
     except OSError as error:
         raise ConfigError(f"subset {path}: {error.strerror or error}") from error

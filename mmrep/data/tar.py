@@ -1,5 +1,6 @@
 """Walking a tar file: which samples it holds and where their members lie. Any damage is an error that names it."""
 
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -11,12 +12,35 @@ from numpy.typing import NDArray
 from mmrep.config.checks import MmrepError
 
 HEADER_BYTES = _BLOCK = 512
+_SIZE = re.compile(rb" *[0-7]*[ \0]*")
+_DECIMAL = re.compile(r"[0-9]{1,20}")
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 """tarfile lets the latter pass where the records of an extended header are damaged."""
 
 
 class DataError(MmrepError):
     """Bad data: one line that names shard, sample, member and reason."""
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header whose size is octal digits, or a number in base 256.
+
+    tarfile leaves the field to int(), which takes `0o17`, `1_7` and `+17` too: of a damaged header, another number than
+    the one written. It takes any damaged size of an extended header for 0.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":  # type: ignore[override]  # stubs: Self
+        """See TarInfo.
+
+        Raises:
+            ValueError: a damaged size.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        field = bytes(buf[124:136])
+        if field[0] not in (0x80, 0xFF) and not _SIZE.fullmatch(field):
+            raise ValueError(f"member {header.name!r} has a size that is not octal digits ({field!r})")
+        return header
 
 
 class Layout(NamedTuple):
@@ -63,7 +87,7 @@ def walk_tar(file: Path, shard: object) -> Layout:
     rows: list[tuple[str, dict[str, tuple[int, int]]]] = []
     size, end, last = file.stat().st_size, 0, "the beginning"
     try:
-        with tarfile.open(file, "r:", encoding="utf-8") as tar:
+        with tarfile.open(file, "r:", encoding="utf-8", tarinfo=_Header) as tar:
             for member in tar:
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 last = f"member {member.name!r}"
@@ -86,6 +110,8 @@ def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
         link = "a link" if member.issym() or member.islnk() else f"of tar type {member.type.decode('latin-1')!r}"
         kind = "sparse" if member.issparse() else link
         raise DataError(f"{shard}: member {member.name!r} is {kind}; store whole files")
+    if not _DECIMAL.fullmatch(member.pax_headers.get("size", "0")):
+        raise DataError(f"{shard}: member {member.name!r} has a size that is no number: its header is damaged")
     if member.size < 0 or "\0" in member.name:
         wrong = f"a size of {member.size} bytes" if member.size < 0 else "a zero byte in its name"
         raise DataError(f"{shard}: member {member.name!r} has {wrong}: its header is damaged")

@@ -146,7 +146,7 @@ def _by_pillow(image: Tensor, whole: tuple[int, int], part: Box) -> Tensor:
 def _middle(image: Tensor, box: Box, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The centre of what the image within `box` becomes when it is resized to `whole` rows and columns."""
     top, left, rows, columns = part = centre(whole, size)
-    if is_thin(whole, part):
+    if is_thin(box[2:], whole, part):
         return _by_pillow(image[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]], whole, part)
     return crop_resize(image, box, whole)[:, top : top + rows, left : left + columns]
 

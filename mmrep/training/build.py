@@ -23,6 +23,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
 from mmrep.config.tree import TrainConfig, differences
 from mmrep.data.ahead import Ahead
+from mmrep.data.contrast import check_contrast
 from mmrep.data.inventory import name_difference, write_inventory
 from mmrep.data.loader import Loaded, Steps, batches, data_state, wrap
 from mmrep.data.sources import Sources
@@ -168,6 +169,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
             f"training.global_batch: {config.training.global_batch} is more than the {len(sources)} training samples, "
             "so that some would meet themselves as negatives; lower it"
         )
+    if resolve_duplicates(config.loss.duplicates, sources.captions) != "negative":
+        check_contrast(sources)
     assert local == steps.local, "the loader and the config agree on the local batch"
     initial = parameter_digests(model)
     model.to(accelerator.device)

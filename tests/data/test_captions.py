@@ -8,7 +8,7 @@ from conftest import write_tar
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import SourceConfig
-from mmrep.data.captions import Caption, Captioner, class_label, group_id, text_lines
+from mmrep.data.captions import Caption, Captioner, class_label, group_id, kept_lines, text_lines
 from mmrep.data.draws import Purpose, random_bits
 from mmrep.data.indexing import build_index
 from mmrep.data.shards import ShardIndex
@@ -42,6 +42,11 @@ def test_txt_lines_are_captions(tmp_path: Path, ending: str) -> None:
     assert text_lines(index, 0, "txt") == ["one café", "two"]
 
 
+def test_lines_that_show_nothing_are_left_out(tmp_path: Path) -> None:
+    index = shard(tmp_path, txt="a cat\n\n\0\0\n \x1b\n猫\n\0 dog\n")
+    assert kept_lines(index, 0, "txt") == (["a cat", "猫", "\0 dog"], 3)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [('"a\\nb"', ["a\nb"]), ('["a", " b "]', ["a", "b"]), ('["a", ""]', ["a"])],
@@ -57,6 +62,9 @@ BAD_TEXTS = {
     "empty": ("txt", {"txt": b""}, r"member 'txt': no caption in it"),
     "blank": ("txt", {"txt": b" \n\t\n"}, r"member 'txt': no caption in it"),
     "no json": ("json:c", {"txt": b"x"}, r"has no member 'json'"),
+    "zeros": ("txt", {"txt": b"\0\0\0\n\0"}, r"member 'txt': no caption in it"),
+    "control characters": ("txt", {"txt": b"\x01\x1b\x7f \xc2\xad\xe2\x80\x8b"}, r"member 'txt': no caption in it"),
+    "json of zeros": ("json:c", {"json": b'{"c": ["\\u0000", ""]}'}, r"member 'json': no caption in it"),
     "bad json": ("json:c", {"json": b"{"}, r"member 'json': no text under key 'c': JSONDecodeError"),
     "json not UTF-8": ("json:c", {"json": b'{"c": "\xff"}'}, r"member 'json': not UTF-8 text \(byte 7\)"),
     "no key": ("json:c", {"json": b'{"d": "x"}'}, r"member 'json': no text under key 'c': KeyError"),
@@ -92,6 +100,8 @@ def test_labels(tmp_path: Path, data: bytes, label: int) -> None:
         (b"cat", "expected an integer, got b'cat'"),
         (b"", "expected an integer, got b''"),
         (b"1.0", "expected an integer"),
+        (b"0_1", "expected an integer"),
+        ("٣".encode(), "expected an integer"),
     ],
 )
 def test_bad_labels_are_named(tmp_path: Path, data: bytes, message: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.regular import read_regular
+from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 
 _UNUSUAL = frozenset(("", ".", ".."))
@@ -107,7 +109,7 @@ def read_text(path: Path, option: str) -> str:
         DataError: not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{option}: can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -155,11 +157,11 @@ def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) 
     lines, bad = [], []
     for number, text in enumerate(texts):
         line = " ".join(text.split()) if isinstance(text, str) else ""
-        if not line:
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            bad.append(Omission(item, f"caption {number} is not valid Unicode"))
+        elif is_blank(line):
             reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text"
             bad.append(Omission(item, reason))
-        elif any("\ud800" <= character <= "\udfff" for character in line):
-            bad.append(Omission(item, f"caption {number} is not valid Unicode"))
         else:
             lines.append(line)
     if lines:

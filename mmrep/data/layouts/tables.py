@@ -13,6 +13,7 @@ from mmrep.data.layouts.contents import (
     existing_folder,
     within_folder,
 )
+from mmrep.data.regular import regular_stat
 from mmrep.data.tar import DataError
 
 _NAMED = {"tab": "\t", "comma": ",", "\\t": "\t"}
@@ -44,6 +45,7 @@ def read_table(
     contents = Contents(images, [table])
     texts: dict[str, list[object]] = {}
     try:
+        regular_stat(table)
         with table.open(encoding="utf-8-sig", newline="") as file:
             delimiter = _separator(separator, file)
             rows = csv.reader(file, delimiter=delimiter, strict=True)

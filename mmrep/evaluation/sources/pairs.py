@@ -22,6 +22,7 @@ from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.decode import decode_image
 from mmrep.data.layouts.contents import read_text, within_folder
+from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import PAIR_FILES, local_place
 from mmrep.evaluation.sources.records import file_size, files_identity
@@ -200,7 +201,7 @@ def _text(entry: dict[str, Any], name: str, where: str) -> str:
     if value is None:
         raise DataError(f"{where}: no {name!r}; expected {', '.join(_SUGARCREPE)} or {', '.join(_WINOGROUND)}")
     line = " ".join(value.split()) if isinstance(value, str) else ""
-    if not line:
+    if is_blank(line):
         raise DataError(f"{where}: {name!r} is empty or no text: {str(value)[:40]!r}")
     return line
 

@@ -10,10 +10,11 @@ from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import DataConfig
 from mmrep.config.evaluation import SetConfig
+from mmrep.data.captions import kept_lines
 from mmrep.data.indexing import load_index
 from mmrep.data.paths import read_lines
 from mmrep.data.remote import ShardCache, is_remote, read_remote, remote_folders
-from mmrep.data.shards import RemoteShard, Shard, ShardIndex, image_extension
+from mmrep.data.shards import SEVERAL, RemoteShard, Shard, ShardIndex, image_extension, several_images
 from mmrep.evaluation.sources.check import (
     CLASSNAMES,
     TEMPLATES,
@@ -49,14 +50,18 @@ def read_webdataset(config: SetConfig) -> Found:
     for sample in samples:
         image_extension(*sample)
     _warn_of_doubles(indexes, where)
+    several = [key for index in indexes for key in several_images(index)]
+    if several:
+        LOG.warning("%s: %d samples, the first %r, have %s", where, len(several), several[0], SEVERAL)
     said = dataset_type(_read(f"{folder}/dataset_type.txt"))
     kind = asked_kind(config) or ("captions" if said == "retrieval" else "classes")
     if kind == "captions":
         _check_members(config, indexes, "txt", kind)
         records = ShardRecords(samples, "txt", most=config.captions_per_image)
         if not remote:
-            for position in range(len(records)):
-                records.texts(position)
+            blank = sum(bool(kept_lines(*sample, "txt")[1]) for sample in samples)
+            if blank:
+                LOG.warning("%s: %d samples have blank lines, which CLIP_benchmark counts as captions", where, blank)
         return Found(records, [], [])
     multilabel = said == "multilabel"
     if multilabel:

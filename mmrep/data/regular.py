@@ -1,0 +1,32 @@
+"""Only regular files are read: a device or a pipe that a file of others names has no end."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def regular_stat(path: Path) -> os.stat_result:
+    """Return the status of a regular file.
+
+    Raises:
+        OSError: it is gone, something else than a file, or no name of a file at all.
+    """
+    try:
+        status = path.stat()
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "a zero byte in its name", str(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
+    return status
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: see `regular_stat`; it can't be read.
+    """
+    regular_stat(path)
+    return path.read_bytes()
