@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmrep.config.checks import at_least, one_of, require, within
+from mmrep.config.checks import at_least, one_of, quoted, require, within
 from mmrep.config.pooling import PoolConfig
 
 
@@ -39,6 +39,8 @@ class StudyConfig:
         pools: the heads compared, each as in `model.pool`.
         seeds: one training run of every head a seed; differences are paired by seed.
         baseline: label of the head the others are compared to; None: `avg` where it takes part, else the first.
+        primary: the metric that verdicts are about, as SET/METRIC; None: the first set's main metric. All others are
+            exploratory. Choose it before the first run.
         confidence: level of the intervals.
         diagnostics: what is looked at inside the models.
     """
@@ -46,6 +48,7 @@ class StudyConfig:
     pools: list[str | dict[str, Any]] = field(default_factory=lambda: ["cls", "avg", "ggem"])
     seeds: list[int] = field(default_factory=lambda: [0])
     baseline: str | None = None
+    primary: str | None = None
     confidence: float = 0.95
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
@@ -57,6 +60,11 @@ class StudyConfig:
         require(len(set(self.seeds)) == len(self.seeds), f"study.seeds: each seed once, got {self.seeds}")
         require(min(self.seeds) >= 0, f"study.seeds: expected seeds ≥ 0, got {self.seeds}")
         within("study.confidence", self.confidence, 0.5, 0.9999)
+        if self.primary is not None:
+            require(
+                "/" in self.primary,
+                f"study.primary: expected SET/METRIC, as in cifar10/acc1, got {quoted(self.primary)}",
+            )
         if self.baseline is not None:
             one_of("study.baseline", self.baseline, labels)
 

@@ -77,6 +77,15 @@ class CompareConfig(TrainConfig):
 
     study: StudyConfig = field(default_factory=StudyConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.study.primary is not None:
+            names = [each.result_name for each in self.evaluation.sets]
+            require(
+                self.study.primary.rpartition("/")[0] in names,
+                f"study.primary {quoted(self.study.primary)}: not a set of evaluation.sets ({', '.join(names)})",
+            )
+
 
 def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Where two configs in plain form differ: dotted key → (value in `a`, value in `b`)."""

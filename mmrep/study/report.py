@@ -4,15 +4,17 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from mmrep.config.checks import ConfigError
+from mmrep.config.checks import ConfigError, quoted, require
+from mmrep.config.schema import read_value
 from mmrep.evaluation.tables import align
 from mmrep.study.inside import left_out, sections
 from mmrep.study.statistics import MIN_SEEDS
 
 RESULTS = "results.json"
-SCHEMA = 1
+SCHEMA = 2
+"""Format of results.json. 1 had verdicts on every metric, adjusted over all of them."""
 
 PRIMARY = re.compile(
     r"(lp_|finetune_|corruption_)?acc1|(knn|occlusion)_acc1@.+|mean_average_precision"
@@ -20,6 +22,7 @@ PRIMARY = re.compile(
 )
 """The main metrics of the tasks."""
 FEW_PATCHES = 64
+EXPLORATORY = "Exploratory: intervals of single differences, unadjusted, no verdicts."
 
 _COSTS = {
     "params": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -28,6 +31,48 @@ _COSTS = {
     "images_per_s": ("embed images/s", lambda v: f"{v:.0f}"),
     "peak_mb": ("peak MB", lambda v: f"{v:.0f}"),
 }
+
+
+class _Run(TypedDict):
+    pool: str
+    seed: int
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    items: dict[str, int]
+    cost: dict[str, float]
+
+
+class _Difference(TypedDict):
+    metric: str
+    a: str
+    b: str
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    method: str
+    seeds: int
+    verdict: str | None
+    exploratory: bool
+
+
+class _Results(TypedDict):
+    """What results.json of a study holds."""
+
+    schema: int
+    baseline: str
+    primary: str | None
+    paired: bool
+    runs: list[_Run]
+    differences: list[_Difference]
+    unpaired_because: str | None
+    confidence: float
+    batches: dict[str, str]
+    patch_tokens: int | None
+    preserved: str | None
+    mmrep: str
+    diagnostics: NotRequired[dict[str, Any]]
 
 
 def pools_of(results: dict[str, Any]) -> list[str]:
@@ -43,11 +88,16 @@ def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
     return [name for name in names if not primary or name in main or name.rpartition("/")[0] not in served]
 
 
-def metric_rows(results: dict[str, Any], primary: bool) -> list[list[str]]:
-    """A row a metric and head: mean over seeds, chance, difference to the baseline."""
-    rows = [["metric", "pool", "%", "chance %", f"− {results['baseline']}", *_interval_head(results), "verdict"]]
+def metric_rows(results: dict[str, Any], metrics: list[str]) -> list[list[str]]:
+    """Return a row for each of the metrics and each head: mean over seeds, chance, difference to the baseline.
+
+    A verdict and an adjusted p-value stand beside the study's primary metric only.
+    """
+    judged = results["primary"] in metrics
+    rows = [["metric", "pool", "%", "chance %", f"− {results['baseline']}", *_interval_head(results)]]
+    rows[0] += [*(["p adj."] if _has_intervals(results) else []), "verdict"] if judged else []
     by_pair = {(d["metric"], d["a"]): d for d in results["differences"]}
-    for metric in metrics_of(results, primary):
+    for metric in metrics:
         for pool in pools_of(results):
             values = [run["metrics"][metric] for run in results["runs"] if run["pool"] == pool]
             chance = results["runs"][0]["chance"][metric]
@@ -60,24 +110,36 @@ def metric_rows(results: dict[str, Any], primary: bool) -> list[list[str]]:
                     f"{100 * chance:.2f}",
                     f"{100 * difference['mean']:+.2f}" if difference else "",
                     *_interval(difference, results),
-                    (difference["verdict"] or "–") if difference else "",
+                    *(_judged(difference, results) if judged else []),
                 ]
             )
     return rows
 
 
+def _has_intervals(results: dict[str, Any]) -> bool:
+    return any(d["low"] is not None for d in results["differences"])
+
+
 def _interval_head(results: dict[str, Any]) -> list[str]:
-    if not any(d["low"] is not None for d in results["differences"]):
-        return []
-    return [f"{100 * results['confidence']:g}% interval", "p adj."]
+    return [f"{100 * results['confidence']:g}% interval"] if _has_intervals(results) else []
 
 
 def _interval(difference: dict[str, Any] | None, results: dict[str, Any]) -> list[str]:
-    if not _interval_head(results):
+    if not _has_intervals(results):
         return []
     if difference is None or difference["low"] is None:
-        return ["", ""]
-    return [f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}", f"{difference['p_adjusted']:.3f}"]
+        return [""]
+    return [f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"]
+
+
+def _judged(difference: dict[str, Any] | None, results: dict[str, Any]) -> list[str]:
+    if difference is None:
+        return ["", ""] if _has_intervals(results) else [""]
+    verdict = difference["verdict"] or "–"
+    if not _has_intervals(results):
+        return [verdict]
+    adjusted = difference["p_adjusted"]
+    return ["" if adjusted is None else f"{adjusted:.3f}", verdict]
 
 
 def cost_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -123,16 +185,23 @@ def terminal(results: dict[str, Any]) -> str:
     parts = [align(cost_rows(results))]
     parts += [f"\n{section.title}\n{align(section.rows)}" for section in sections(results) if section.short]
     parts += ["", *(f"• {line}" for line in remarks(results))]
-    if metrics_of(results, primary=True):
-        parts.insert(0, align(metric_rows(results, primary=True)) + "\n")
+    primary, main = results["primary"], metrics_of(results, primary=True)
+    tables = [("", [primary])] if primary else []
+    tables.append((f"{EXPLORATORY}\n", [metric for metric in main if metric != primary]))
+    shown = [title + align(metric_rows(results, metrics)) + "\n" for title, metrics in tables if metrics]
+    parts[:0] = shown
     return "\n".join(parts)
 
 
 def markdown(results: dict[str, Any], title: str) -> str:
     """The study as Markdown."""
     parts = [f"# {title}", "\n".join(f"- {line}" for line in remarks(results))]
-    if metrics_of(results, primary=False):
-        parts += ["## Metrics", _markdown_table(metric_rows(results, primary=False))]
+    primary = results["primary"]
+    if primary:
+        parts += [f"## Primary metric: {primary}", _markdown_table(metric_rows(results, [primary]))]
+    others = [metric for metric in metrics_of(results, primary=False) if metric != primary]
+    if others:
+        parts += ["## Other metrics", EXPLORATORY, _markdown_table(metric_rows(results, others))]
     parts += ["## Cost", _markdown_table(cost_rows(results))]
     parts += [
         "Speeds were measured one head after the other on one machine, training as the median and embedding as the "
@@ -169,18 +238,47 @@ def write_report(folder: Path, results: dict[str, Any]) -> Path:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a study.
+    """Return what results.json of a study holds.
 
     Raises:
-        ConfigError: there is none, or it is not of a study.
+        ConfigError: there is none, it is of another format, or a field is missing or of another type.
     """
     place = folder / RESULTS
     try:
-        results = json.loads(place.read_text(encoding="utf-8"))
-        if results["schema"] > SCHEMA or "runs" not in results:
-            raise KeyError("runs")
+        content = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}; a study is finished when it is there") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{place}: not the results of a study") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: not JSON ({error})") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    require(
+        schema == SCHEMA,
+        f"{place}: not the results of a study in format {SCHEMA} (found {quoted(schema)}); `mmrep compare` writes them "
+        "again without training what is finished",
+    )
+    results = read_value(_Results, content, f"{place}:")
+    _check_whole(results, place)
     return results
+
+
+def _check_whole(results: dict[str, Any], place: Path) -> None:
+    """Raise ConfigError unless all runs have the same figures, and everything can be shown."""
+    runs = results["runs"]
+    require(bool(runs), f"{place}: runs: expected at least one")
+    metrics = [None, *runs[0]["metrics"]]
+    require(results["primary"] in metrics, f"{place}: primary: {quoted(results['primary'])} is no metric of the runs")
+    for i, run in enumerate(runs):
+        for name in ("metrics", "chance", "items"):
+            require(
+                run[name].keys() == runs[0]["metrics"].keys(), f"{place}: runs[{i}].{name}: other metrics than runs[0]"
+            )
+        require(_COSTS.keys() <= run["cost"].keys(), f"{place}: runs[{i}].cost: expected {', '.join(_COSTS)}")
+    try:
+        sections(results)
+        left_out(results)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{place}: diagnostics: {type(error).__name__}: {quoted(str(error))}") from error
+    try:
+        markdown(results, "")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{place}: its parts do not fit: {type(error).__name__}: {quoted(str(error))}") from error

@@ -13,8 +13,8 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.tree import CompareConfig
 from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
-from mmrep.study.report import RESULTS, SCHEMA, write_report
-from mmrep.study.statistics import Difference, judge, paired_difference
+from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
+from mmrep.study.statistics import Difference, Paired, compare_pairs
 from mmrep.training.build import plain
 from mmrep.training.output import CONFIG, INITIAL, SUMMARY
 from mmrep.training.signals import Stopped
@@ -87,6 +87,7 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
                 # Ranks and the like, which have no chance level, are not compared.
                 "metrics": {f"{r['dataset']}/{name}": r["metrics"][name] for r in found for name in r["chance"]},
                 "chance": {f"{r['dataset']}/{name}": value for r in found for name, value in r["chance"].items()},
+                "items": {f"{r['dataset']}/{name}": r["n"] for r in found for name in r["chance"]},
                 "cost": summary["cost"],
             }
         )
@@ -95,13 +96,14 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
     obstacle = unpaired(evidence, config.model.pool_init == "preserve")
     if obstacle:
         LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
-    baseline = config.study.reference
+    baseline, primary = config.study.reference, primary_metric(entries, config.study.primary)
     return {
         "schema": SCHEMA,
         "baseline": baseline,
         "paired": not obstacle,
         "runs": entries,
-        "differences": [d._asdict() for d in differences(entries, baseline, config.study.confidence)]
+        "primary": primary,
+        "differences": [d._asdict() for d in differences(entries, baseline, primary, config.study.confidence)]
         if not obstacle
         else [],
         "unpaired_because": obstacle or None,
@@ -147,11 +149,28 @@ def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], preser
     return ""
 
 
-def differences(entries: list[dict[str, Any]], baseline: str, confidence: float) -> list[Difference]:
-    """Every other head against the baseline, in every metric, over the seeds both have."""
+def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | None:
+    """Return the metric that verdicts are about: the one asked for, else the first set's main metric.
+
+    A metric that was asked for and that no set has gives no verdicts, and a warning: the runs are done by then.
+    """
+    names = list(entries[0]["metrics"])
+    if asked is not None and asked not in names:
+        LOG.warning(
+            "study.primary: no set has the metric %r, so there are no verdicts (valid: %s)", asked, ", ".join(names)
+        )
+        return None
+    return asked or next(iter(metrics_of({"runs": entries}, primary=True)), None)
+
+
+def differences(
+    entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
+) -> list[Difference]:
+    """Return every other head against the baseline, in every metric, over the seeds both have."""
     by_pool: dict[str, dict[int, dict[str, float]]] = {}
     for entry in entries:
         by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]
+    by_items: dict[str, int] = entries[0]["items"]
     found = []
     for pool, seeds in by_pool.items():
         if pool == baseline:
@@ -161,5 +180,6 @@ def differences(entries: list[dict[str, Any]], baseline: str, confidence: float)
             a = [seeds[seed][metric] for seed in shared]
             b = [by_pool[baseline][seed][metric] for seed in shared]
             if all(map(math.isfinite, a + b)):
-                found.append(paired_difference(metric, pool, baseline, a, b, confidence))
-    return judge(found, confidence)
+                items = by_items[metric]
+                found.append(Paired(metric, pool, baseline, a, b, 1 / items))
+    return compare_pairs(found, primary, confidence)

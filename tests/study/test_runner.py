@@ -1,9 +1,11 @@
 """A whole study on a tiny model: results, pairing, interruption, extension, refusal."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.study import StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.study import runner
-from mmrep.study.report import metrics_of, read_results, terminal
+from mmrep.study.report import markdown, metrics_of, read_results, terminal
 from mmrep.study.runner import compare, unpaired
 
 Recipe = Callable[..., TrainConfig]
@@ -33,16 +35,17 @@ def test_results_have_the_schema(recipe: Recipe) -> None:
     results = compare(config, "")
     folder = Path(config.output_dir)
     assert json.loads((folder / "results.json").read_text()) == results == read_results(folder)
-    assert (results["schema"], results["baseline"], results["paired"]) == (1, "avg", True)
+    assert (results["schema"], results["baseline"], results["paired"]) == (2, "avg", True)
     assert [(run["pool"], run["seed"]) for run in results["runs"]] == [("avg", 0), ("cls", 0), ("ggem_groups-4", 0)]
     for run in results["runs"]:
-        assert set(run["metrics"]) == set(run["chance"])
+        assert set(run["metrics"]) == set(run["chance"]) == set(run["items"])
+        assert run["items"]["pairs/image_retrieval_recall@1"] == 16
         assert {"colours/acc1", "pairs/image_retrieval_recall@1"} <= set(run["metrics"])
         assert set(run["cost"]) == {"params", "gmacs", "pairs_per_s", "images_per_s", "peak_mb"}
         assert all(value > 0 for value in run["cost"].values())
     assert {d["a"] for d in results["differences"]} == {"cls", "ggem_groups-4"}
     for d in results["differences"]:
-        assert set(d) == {"metric", "a", "b", "mean", "low", "high", "p", "p_adjusted", "method", "seeds", "verdict"}
+        assert d["exploratory"] == (d["metric"] != "colours/acc1")
         a, b = (next(r for r in results["runs"] if r["pool"] == d[side])["metrics"][d["metric"]] for side in "ab")
         assert d["mean"] == pytest.approx(a - b)
         assert d["verdict"] is None
@@ -76,7 +79,22 @@ def test_a_second_call_trains_nothing_and_more_seeds_may_be_added(recipe: Recipe
     more = compare(study(recipe, seeds=(0, 1, 2)), "")
     assert more["runs"][:2] == first["runs"]
     assert {d["seeds"] for d in more["differences"]} == {3}
-    assert {d["verdict"] for d in more["differences"]} <= {"better", "worse", "can't tell"}
+    judged = {d["metric"] for d in more["differences"] if d["verdict"] is not None}
+    assert judged == {more["primary"]} == {"colours/acc1"}
+    assert {d["verdict"] for d in more["differences"]} <= {"better", "worse", "can't tell", None}
+    shown = terminal(more)
+    assert "Exploratory: intervals of single differences, unadjusted, no verdicts." in shown
+    assert shown.count("verdict") == 2  # of the primary metric's table, and in the line above
+    chosen = dataclasses.replace(
+        study(recipe, seeds=(0, 1, 2)),
+        study=StudyConfig(pools=["avg", "ggem"], seeds=[0, 1, 2], primary="pairs/text_retrieval_recall@1"),
+    )
+    other = compare(chosen, "")
+    assert {d["metric"] for d in other["differences"] if d["verdict"]} == {"pairs/text_retrieval_recall@1"}
+    wrong = dataclasses.replace(chosen, study=dataclasses.replace(chosen.study, primary="pairs/acc1"))
+    assert not any(d["verdict"] for d in compare(wrong, "")["differences"])
+    with pytest.raises(ConfigError, match="study.primary 'flickr/acc1': not a set of evaluation.sets .colours, pairs"):
+        dataclasses.replace(chosen, study=dataclasses.replace(chosen.study, primary="flickr/acc1"))
 
 
 def test_an_interrupted_study_goes_on(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +186,39 @@ def test_every_task_has_its_main_metric_in_the_first_table() -> None:
     results = {"runs": [{"metrics": dict.fromkeys([*main, *other, *unknown], 0.5)}]}
     assert metrics_of(results, primary=True) == [*main, *unknown]
     assert metrics_of(results, primary=False) == [*main, *other, *unknown]
+
+
+VALUES = [None, "x", -1, 1.5, float("nan"), [], {}, True, 10**30, "x" * 5000]
+
+
+def mutate(node: Any, path: list[Any], value: Any) -> None:
+    for key in path[:-1]:
+        node = node[key]
+    if value == "absent":
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+
+
+def paths(node: Any, path: tuple[Any, ...] = ()) -> list[list[Any]]:
+    keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    return [found for key in keys for found in ([[*path, key], *paths(node[key], (*path, key))])]
+
+
+def test_malformed_results_are_one_line(recipe: Recipe, unchecked: None) -> None:
+    """A seeded sample of all places and values, the diagnostics' included."""
+    config = study(recipe)
+    results = compare(config, "")
+    place, random = Path(config.output_dir) / "results.json", Random(0)
+    places = paths(results)
+    top = [path for path in places if path[0] != "diagnostics"]
+    for path in random.sample(top, min(150, len(top))) + random.sample(places, 150):
+        content = copy.deepcopy(results)
+        mutate(content, path, random.choice([*VALUES, "absent"]))
+        place.write_text(json.dumps(content))
+        try:
+            shown = read_results(Path(config.output_dir))
+        except ConfigError as error:
+            assert "results.json: " in str(error) and "\n" not in str(error) and len(str(error)) < 500
+        else:
+            assert terminal(shown) and markdown(shown, "Study")
