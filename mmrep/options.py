@@ -13,31 +13,131 @@ from typing import Any, TypeVar
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import EvaluationConfig
+from mmrep.strict_yaml import LARGEST_TEXT, read_yaml
 
 T = TypeVar("T")
+LONGEST = 400
+"""Characters of a message about a config."""
 
 
 def parse_config(kind: type[T], verb: str, argv: Sequence[str]) -> T:
-    """A config from a YAML file and dotted overrides.
+    """Return a config from YAML files and dotted overrides.
+
+    Later files and options override earlier ones key by key; a list replaces a list. An entry of a list is addressed by
+    its number from 0 (`--data.train[0].shards DIR`), which may be left out where the list has one entry.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible value; one line.
     """
     from jsonargparse import ArgumentParser
 
-    read_configs(argv)
     parser = ArgumentParser(prog=f"mmrep {verb}", exit_on_error=False, description=(kind.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file; options after it override it")
     parser.add_class_arguments(kind)
     try:
-        options = parser.parse_args(fold_pool(list(argv)))
+        options = parser.parse_args(merged(argv))
         values = vars(parser.instantiate(options))
         values.pop("config")
         return kind(**values)
     except ConfigError:
         raise
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(error, list(parser.get_defaults().keys()))) from error
+    except (argparse.ArgumentError, TypeError, ValueError, OverflowError) as error:
+        text = _explain(error, list(parser.get_defaults().keys()))
+        raise ConfigError(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") from error
+
+
+def merged(argv: Sequence[str]) -> list[str]:
+    """Return the command line with all that its files and its options on lists and poolings say in one `--config`.
+
+    jsonargparse fills an entry of a list that replaces another from that one, and takes an option on a list for one on
+    its last entry; so both are settled here.
+    """
+    content: dict[Any, Any] = {}
+    for each in read_configs(argv):
+        content = _overlaid(content, each)
+    rest: list[str] = []
+    position = 0
+    options = fold_pool(list(argv))
+    while position < len(options):
+        option, equals, value = options[position].partition("=")
+        position += 1
+        if option == "--config":
+            position += not equals
+            continue
+        path = option.removeprefix("--").split(".")
+        given = equals or position < len(options)
+        value = value if equals else options[position] if given else ""
+        listed = value.lstrip().startswith("[") or "[" in option or _crosses_list(content, path)
+        if not option.startswith("--") or not listed:
+            rest.append(options[position - 1])
+            continue
+        require(bool(given), f"{option}: expected a value")
+        position += not equals
+        _put(content, path, read_yaml(value, option), option)
+    return [*(["--config", yaml_text(content)] if content else []), *rest]
+
+
+def yaml_text(content: Any) -> str:
+    """Return plain data as YAML without aliases."""
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, _: Any) -> bool:
+            return True
+
+    return yaml.dump(content, Dumper=Plain, sort_keys=False)
+
+
+def _overlaid(base: Any, over: Any) -> Any:
+    """Return `over` over `base`: mappings key by key, all else replaced."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return {**base, **{key: _overlaid(base.get(key), value) for key, value in over.items()}}
+
+
+def _crosses_list(content: Any, path: list[str]) -> bool:
+    """Return whether a dotted path leads to a list of the files, or into one."""
+    for part in path:
+        if isinstance(content, list):
+            return True
+        content = content.get(part) if isinstance(content, dict) else None
+    return isinstance(content, list)
+
+
+def _put(content: dict[Any, Any], path: list[str], value: Any, option: str) -> None:
+    """Set a value at a path such as `data.train[0].shards`.
+
+    Raises:
+        ConfigError: the path goes into a list of several entries without a number, or past its end.
+    """
+    steps: list[str | int] = []
+    for part in path:
+        match = re.fullmatch(r"([^\[\]]+)((?:\[\d+\])*)", part)
+        if match is None:
+            raise ConfigError(f"{option}: expected names and numbers, as in --data.train[0].shards")
+        steps += [match[1], *map(int, re.findall(r"\d+", match[2]))]
+    node: Any = content
+    for i, step in enumerate(steps):
+        done, left = _place(steps[:i]), _place(steps[i:])
+        if isinstance(node, list) and isinstance(step, str):
+            if len(node) != 1:
+                raise ConfigError(
+                    f"{option}: {done} is a list of {len(node)}: say which entry, as in --{done}[0].{left}, or give "
+                    "the whole list"
+                )
+            node = node[0]
+        fits = isinstance(node, list) if isinstance(step, int) else isinstance(node, dict)
+        if not fits or (isinstance(step, int) and step >= len(node)):
+            entries = f"a list of {len(node)}, numbered from 0" if isinstance(node, list) else "no list in the files"
+            raise ConfigError(f"{option}: {done} is {entries}")
+        if i + 1 == len(steps):
+            node[step] = value
+        else:
+            node = node[step] if isinstance(step, int) else node.setdefault(step, {})
+
+
+def _place(steps: Sequence[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
 def read_suite(file: str) -> EvaluationConfig:
@@ -123,7 +223,7 @@ def fold_pool(argv: list[str]) -> list[str]:
         pool = model.get("pool", pool) if isinstance(model, dict) else pool
     current = _pool_mapping("model.pool", pool)
     for name, text in options:
-        value = _parse_yaml(f"--model.pool {text}", text)
+        value = read_yaml(text, f"--model.pool {text[:80]}")
         if not name:
             current = _pool_mapping("--model.pool", value)
         elif name == "name":
@@ -156,25 +256,12 @@ def read_configs(argv: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         require(Path(name).is_file(), f"--config: no such file: {name}")
         try:
+            require(Path(name).stat().st_size <= LARGEST_TEXT, f"--config {name}: too large for a config")
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--config {name}: can't be read as UTF-8 text: {error}") from error
-        content = _parse_yaml(f"--config {name}", text)
+        content = read_yaml(text, f"--config {name}")
         kind = "an empty file" if content is None else type(content).__name__
         require(isinstance(content, dict), f"--config {name}: expected keys and values at the top, got {kind}")
         contents.append(content)
     return contents
-
-
-def _parse_yaml(where: str, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(
-            f"{where}: not YAML{place}: {problem}; indent with spaces, close brackets and quotes"
-        ) from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from mmrep.config.checks import ConfigError
+from mmrep.markup import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 def say(text: str) -> None:
     """Text on stdout, where results go; a reader that has gone away (`| head`) is no error."""
     try:
-        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.write(printable(text.rstrip("\n")) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # lives until the process ends

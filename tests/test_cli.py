@@ -65,6 +65,17 @@ WRONG = {
     "unknown action": ("data pakc", "unknown action 'pakc'"),
     "check of nothing": ("data check {root}/none.tar", "no such shard"),
     "scenes": ("data scenes --output_dir {root}/scenes --size 3", "scenes.size"),
+    "a key twice": ("train --config {twice}", "twice.yaml: not YAML (line 2, column 1): key 'seed' stands twice"),
+    "aliases without end": ("train --config {bomb}", "bomb.yaml: too many values or levels for a config"),
+    "a name beside a trunk": ("train --config {config} --model.name ViT-B32", "each stand for a model: give one"),
+    "which entry": ("train --config {config} --evaluation.sets '[{{path: a}}, {{path: b}}]' --evaluation.sets.split x",
+        "--evaluation.sets.split: evaluation.sets is a list of 2: say which entry, as in --evaluation.sets[0].split"),
+    "no such entry": ("train --config {config} --data.train[3].shards x", "data.train is a list of 1, numbered from 0"),
+    "no list": ("train --config {config} --model.text[0].width 3", "model.text is no list in the files"),
+    "a seed past 63 bits": ("train --config {config} --seed 18446744073709551616", "seed: expected"),
+    "not a number": ("train --config {config} --optim.lr nan", "optim.lr: Expected a float. Got value: nan"),
+    "an endless rate": ("train --config {config} --optim.lr inf", "optim.lr: Expected a float. Got value: inf"),
+    "a long value": ("train --config {config} --model.pool {long}", "…"),
     "unknown option": ("report {root} --fast", "unrecognized arguments: --fast"),
 }  # fmt: skip
 
@@ -95,7 +106,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "broken.yaml").write_text("model: {pool: [avg\n")
     (root / "list.yaml").write_text("- a\n- b\n")
     (root / "empty.yaml").write_text("# nothing\n")
-    return {"root": str(root)} | {name: str(root / f"{name}.yaml") for name in (*files, "broken", "list", "empty")}
+    (root / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    layers = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    (root / "bomb.yaml").write_text("l0: &l0 [x]\n" + layers)
+    made = (*files, "broken", "list", "empty", "twice", "bomb")
+    return {"root": str(root), "long": "x" * 5000} | {name: str(root / f"{name}.yaml") for name in made}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -110,6 +125,7 @@ def test_wrong_use_is_one_clear_line_and_status_2(
     assert err.count("\n") == 1, err
     assert err.startswith(f"mmrep {command.split()[0]}: error: ")
     assert message in err
+    assert len(err) < 700
     assert out == ""
 
 
@@ -270,3 +286,32 @@ def test_a_study_config_trains_one_run(places: dict[str, str], tmp_path: Path) -
 def test_a_device_that_is_not_there(tiny: Callable[..., DualEncoder], colour_set: Path, capsys: Any) -> None:
     assert main(["eval", "--model", "x", "--data", str(colour_set), "--device", "tpux"]) == 2
     assert capsys.readouterr().err.startswith("mmrep eval: error: --device tpux: ")
+
+
+def test_a_list_replaces_a_list_and_its_entries_can_be_addressed(places: dict[str, str]) -> None:
+    def sources(*options: str) -> list[Any]:
+        return parse_config(TrainConfig, "train", ["--config", places["config"], *options]).data.train
+
+    whole = "[{shards: a.tar, caption: cls}, {shards: b.tar}]"
+    assert [(each.shards, each.caption) for each in sources("--data.train", whole)] == [
+        ("a.tar", "cls"),
+        ("b.tar", "txt"),
+    ]
+    again = sources("--data.train", whole, "--data.train", "[{shards: c.tar}]")
+    assert [(each.shards, each.caption) for each in again] == [("c.tar", "txt")]
+    first = sources("--data.train", whole, "--data.train[0].shards", "c.tar", "--data.train[1].subset=b.npy")
+    assert [(each.shards, each.caption, each.subset) for each in first] == [
+        ("c.tar", "cls", None),
+        ("b.tar", "txt", "b.npy"),
+    ]
+    assert sources("--data.train.shards", "c.tar")[0].shards == "c.tar"
+
+
+def test_later_files_override_earlier_ones(places: dict[str, str], tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("data: {train: [{shards: other.tar}], flip: 0.5}\noptim: {lr: 1e-4}\n")
+    config = parse_config(
+        TrainConfig, "train", ["--config", places["config"], "--config", str(over), "--optim.eps", "1e-7"]
+    )
+    assert [each.shards for each in config.data.train] == ["other.tar"]
+    assert (config.data.flip, config.optim.lr, config.optim.eps, config.training.steps) == (0.5, 1e-4, 1e-7, 2)

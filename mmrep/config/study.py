@@ -6,6 +6,8 @@ from typing import Any
 from mmrep.config.checks import at_least, one_of, quoted, require, within
 from mmrep.config.pooling import PoolConfig
 
+LARGEST_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:
@@ -58,7 +60,8 @@ class StudyConfig:
         require(len(set(labels)) == len(labels), f"study.pools: two heads share a label ({', '.join(labels)})")
         require(len(self.seeds) > 0, "study.seeds: expected at least one seed")
         require(len(set(self.seeds)) == len(self.seeds), f"study.seeds: each seed once, got {self.seeds}")
-        require(min(self.seeds) >= 0, f"study.seeds: expected seeds ≥ 0, got {self.seeds}")
+        for seed in self.seeds:
+            within("study.seeds", seed, 0, LARGEST_SEED)
         within("study.confidence", self.confidence, 0.5, 0.9999)
         if self.primary is not None:
             require(

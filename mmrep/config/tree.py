@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmrep.config.checks import at_least, quoted, require
+from mmrep.config.checks import quoted, require, within
 from mmrep.config.data import DataConfig
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.loss import LossConfig
 from mmrep.config.model import ModelConfig
-from mmrep.config.study import StudyConfig
+from mmrep.config.study import LARGEST_SEED, StudyConfig
 from mmrep.config.training import OptimConfig, TrainingConfig
 
 
@@ -41,7 +41,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
+        within("seed", self.seed, 0, LARGEST_SEED)
         require(bool(self.output_dir.strip()), "output_dir: expected a folder, got an empty name")
         require(
             self.model.name is not None or self.model.image.trunk is not None,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mmrep.config.checks import ConfigError, require
+from mmrep.markup import markdown_cell, markdown_code
 
 LOAD = """\
 ```python
@@ -150,7 +151,11 @@ def _results(results: Sequence[Mapping[str, Any]] | None) -> str:
         if not isinstance(metrics, Mapping) or not isinstance(chance, Mapping):
             raise ConfigError(f"results: entry {json.dumps(entry)[:200]} has no metrics")
         for metric, value in metrics.items():
-            about = (_cell(entry.get("dataset", "")), _cell(entry.get("task", "")), _cell(entry.get("n", "")))
+            about = (
+                markdown_cell(entry.get("dataset", "")),
+                markdown_cell(entry.get("task", "")),
+                markdown_cell(entry.get("n", "")),
+            )
             rows.append((*about, f"{_code(metric)}", _number(value), _number(chance.get(metric))))
     return _table(("dataset", "task", "n", "metric", "value", "chance"), rows) + (
         "\nn: samples evaluated; chance: expected value of a model that guesses. As JSON: `results.json`.\n"
@@ -200,22 +205,18 @@ def _with(name: Any, args: Mapping[str, Any] | None) -> str | None:
     """A name with its arguments in brackets."""
     if name is None:
         return None
-    listed = ", ".join(f"{_cell(key)} {_cell(value)}" for key, value in (args or {}).items() if value is not None)
+    listed = ", ".join(
+        f"{markdown_cell(key)} {markdown_cell(value)}" for key, value in (args or {}).items() if value is not None
+    )
     return f"{_code(name)}" + (f" ({listed})" if listed else "")
 
 
 def _text(value: Any, template: str = "{}") -> str | None:
-    return None if value is None else template.format(_cell(value))
+    return None if value is None else template.format(markdown_cell(value))
 
 
 def _code(value: Any) -> str | None:
-    """The value in code quotes, safe inside a table."""
-    return None if value is None else "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _cell(value: Any) -> str:
-    """The value as a table's cell: one line in which nothing is markup."""
-    return re.sub(r"([\\`*<>|\[\]#]|\b_|_\b)", r"\\\1", " ".join(str(value).split()))
+    return None if value is None else markdown_code(value)
 
 
 def _number(value: Any) -> str:

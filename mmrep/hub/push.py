@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -21,11 +21,16 @@ from mmrep.model.hub_files import (
     check_repo_id,
     hub_endpoint,
     is_model_config,
+    spellings,
 )
+from mmrep.strict_yaml import read_yaml
 
 OWN_FILES = (*MODEL_FILES, *OPEN_CLIP_FILES, "config.yaml", "results.json")
 """Files that describe one model. Those of an earlier upload that a new one lacks are removed by it: two models mixed up
 in one folder load without an error and give wrong answers."""
+
+LICENCES = ("LICENSE", "LICENSE.*", "LICENCE", "LICENCE.*", "NOTICE")
+"""Further files of `final/` that are uploaded."""
 
 LARGEST_TEXT = 10_000_000
 
@@ -54,13 +59,13 @@ class Run(NamedTuple):
     """A finished run, or a bare model folder.
 
     Attributes:
-        files: path of every file by its name in the repository.
-        config: the resolved config; None for a bare model folder.
+        files: path of every file by its name in the repository, or its content where that is not the file's own.
+        config: the resolved config, as it is published; None for a bare model folder.
         results: the entries of results.json; None where there are none.
         version: version of mmrep that made the model.
     """
 
-    files: dict[str, Path]
+    files: dict[str, Path | bytes]
     config: dict[str, Any] | None
     results: list[dict[str, Any]] | None
     version: str
@@ -96,7 +101,7 @@ def push(
     found = read_run(Path(run))
     files = {**found.files, **_checked_extra(extra or {}, found.files)}
     card = model_card(repo_id, found.config, found.results, license, found.version, files)
-    sizes = {name: path.stat().st_size for name, path in files.items()} | {"README.md": len(card.encode())}
+    sizes = {name: _size(content) for name, content in files.items()} | {"README.md": len(card.encode())}
     url = f"{hub_endpoint()}/{repo_id}"
     if dry_run:
         return PushResult(url, None, sizes, card)
@@ -107,10 +112,10 @@ def push(
 
 
 def read_run(run: Path) -> Run:
-    """The files of a run's folder, of its `final/`, or of a bare model folder.
+    """Return the files of a run's folder, of its `final/`, or of a bare model folder, as they are published.
 
     Raises:
-        ConfigError: the folder is missing, unfinished or damaged.
+        ConfigError: the folder is missing, unfinished or damaged; a link among its files.
     """
     require(run.is_dir(), f"{run}: no such folder; expected a run (runs/NAME) or a model folder")
     folder = run.resolve()
@@ -121,26 +126,62 @@ def read_run(run: Path) -> Run:
             (folder / "config.json").is_file() and (folder / "model.safetensors").is_file(),
             f"{run}: neither a run (config.yaml and final/) nor a model (config.json and model.safetensors)",
         )
-        # A bare folder may hold anything, secrets included: only what belongs to a model leaves it.
-        files = {name: path for name, path in _walk(folder) if any(fnmatch(name, known) for known in MODEL_FILES)}
-        return Run(files, None, None, _check_model(folder))
+        return Run(dict(_own_files(folder)), None, None, _check_model(folder))
     model = folder / "final"
     resume = f"`mmrep train --config {run / 'config.yaml'} --resume auto`"
     require(model.is_dir(), f"{run}: not finished, it has no final/; go on with {resume}")
-    files = {name: path for name, path in _walk(model) if name != "README.md"}
+    files: dict[str, Path | bytes] = dict(_own_files(model))
     version = _check_model(model)
-    for name in ("config.yaml", "results.json"):
-        if (folder / name).is_file():
-            files[name] = folder / name
-    return Run(files, _read_config(folder / "config.yaml"), _read_results(folder / "results.json"), version)
+    place = folder / "config.yaml"
+    config = _read_config(place)
+    files["config.yaml"], config = _published(place, config, lambda found: yaml.safe_dump(found, sort_keys=False))
+    place, results = folder / "results.json", None
+    if place.is_file():
+        _regular(place)
+        content = _parse(place, json.loads)
+        files["results.json"], content = _published(place, content, lambda found: json.dumps(found, indent=2) + "\n")
+        results = _entries(content, place)
+    return Run(files, config, results, version)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file below `folder` that is not hidden, in order of names."""
+def _published(path: Path, content: Any, write: Callable[[Any], str]) -> tuple[Path | bytes, Any]:
+    """Return a file as it is published, and its content: the file itself, unless an address in it gives access."""
+    public = _without_secrets(content)
+    return (path, content) if public == content else (write(public).encode(), public)
+
+
+def _own_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of the files that belong to a model; a folder may hold anything else, secrets included.
+
+    Raises:
+        ConfigError: one of them is a link, which may lead out of the folder, or no regular file.
+    """
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix(), path
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch(name, known) for known in (*MODEL_FILES, *LICENCES)) and not path.is_dir():
+            _regular(path)
+            yield name, path
+
+
+def _regular(path: Path) -> None:
+    links = [each for each in (path, path.parent) if each.is_symlink()]
+    require(not links, f"{links[0] if links else path}: is a link, which is not followed: copy the file itself there")
+    require(path.is_file(), f"{path}: is no regular file")
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return plain data in which addresses have no query, fragment or password: presigned URLs give access."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?#]*)[^\s]*", r"\1\2", value)
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _check_model(folder: Path) -> str:
@@ -160,18 +201,16 @@ def _check_model(folder: Path) -> str:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = _parse(path, yaml.safe_load)
+    _regular(path)
+    config = _parse(path, lambda text: read_yaml(text, str(path)))
     require(isinstance(config, dict), f"{path}: expected a mapping, got {type(config).__name__}")
     return config
 
 
-def _read_results(path: Path) -> list[dict[str, Any]] | None:
-    if not path.is_file():
-        return None
-    content = _parse(path, json.loads)
+def _entries(content: Any, path: Path) -> list[dict[str, Any]]:
     entries = content.get("results") if isinstance(content, dict) else None
-    listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    require(listed, f"{path}: expected {{'schema': 1, 'results': [...]}}; write it again with `mmrep eval`")
+    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+        raise ConfigError(f"{path}: expected {{'schema': 1, 'results': [...]}}; write it again with `mmrep eval`")
     return entries
 
 
@@ -183,11 +222,13 @@ def _parse(path: Path, parser: Any) -> Any:
     """
     try:
         return parser(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
 
 
-def _checked_extra(extra: Mapping[str, Path], taken: Mapping[str, Path]) -> dict[str, Path]:
+def _checked_extra(extra: Mapping[str, Path], taken: Collection[str]) -> dict[str, Path | bytes]:
     for name, path in extra.items():
         parts = PurePosixPath(name).parts
         safe = bool(parts) and not name.startswith("/") and not {"..", ".", ".git"} & set(parts)
@@ -208,16 +249,20 @@ def _usable_token(token: str | None, repo_id: str) -> str:
     return found
 
 
-def _refuse_token_in(files: Mapping[str, Path], card: str, token: str) -> None:
+def _refuse_token_in(files: Mapping[str, Path | bytes], card: str, token: str) -> None:
     """Raises ConfigError where a file that would be published holds the access token."""
-    for path in files.values():
-        if path.stat().st_size <= LARGEST_TEXT and token.encode() in path.read_bytes():
-            raise ConfigError(f"{path}: holds the access token; remove it (and renew the token), then push again")
-    require(token not in card, "README.md: would hold the access token; remove it from the run's config first")
+    secrets = [spelling.encode() for spelling in spellings(token)] + [token.encode("utf-16-le")]
+    for name, content in {**files, "README.md": card.encode()}.items():
+        if _size(content) <= LARGEST_TEXT:
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            if any(secret in data for secret in secrets):
+                raise ConfigError(
+                    f"{name}: would hold the access token; remove it from the run, renew it, then push again"
+                )
 
 
 def _upload(
-    repo_id: str, files: Mapping[str, Path], card: str, private: bool, token: str
+    repo_id: str, files: Mapping[str, Path | bytes], card: str, private: bool, token: str
 ) -> tuple[str, tuple[str, ...]]:
     """Makes the repository if need be and commits; returns the commit's id and the files that were removed."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

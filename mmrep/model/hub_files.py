@@ -1,10 +1,13 @@
 """Model files from the Hub, and what goes wrong between us and the Hub said in one line."""
 
+import base64
+import html
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from mmrep.config.checks import ConfigError, MmrepError, require
 
@@ -158,5 +161,23 @@ def _one_line(text: str) -> str:
 
 
 def _scrubbed(text: str, token: str | None) -> str:
-    """The text on one line, without the token."""
-    return _one_line(text.replace(token, "<token>") if token else text)
+    """Return the text on one line, without the token in any spelling."""
+    for spelling in spellings(token) if token else ():
+        text = text.replace(spelling, "<token>")
+    return _one_line(text)
+
+
+def spellings(secret: str) -> list[str]:
+    """Return the ways in which a secret may stand in a text: as it is, percent-encoded, as HTML, hexadecimal, base64.
+
+    In base64 a secret looks another way at each of three offsets (`user:secret`, for instance); of each, what does not
+    depend on its neighbours is returned.
+    """
+    data = secret.encode()
+    found = [secret, quote(secret, safe=""), html.escape(secret), data.hex(), data.hex().upper()]
+    for offset in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            whole = encode(bytes(offset) + data).decode().rstrip("=")
+            # Characters of six bits that hold bits of a neighbour, at both ends.
+            found.append(whole[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6])
+    return sorted(set(found), key=len, reverse=True)

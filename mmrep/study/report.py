@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.schema import read_value
 from mmrep.evaluation.tables import align
+from mmrep.markup import markdown_cell
 from mmrep.study.inside import left_out, sections
 from mmrep.study.statistics import MIN_SEEDS
 
@@ -225,7 +226,7 @@ def markdown(results: dict[str, Any], title: str) -> str:
 
 
 def _markdown_table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
 

@@ -4,8 +4,10 @@ import json
 import logging
 import socket
 import traceback
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from safetensors.numpy import save_file
 
 from mmrep.config.checks import ConfigError
 from mmrep.hub.push import push
-from mmrep.model.hub_files import HubError, fetch_model
+from mmrep.model.hub_files import HubError, call_hub, fetch_model
 
 # The Hub's client hands an open file to its HTTP library in a way that the latter will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -323,7 +325,7 @@ def test_missing_run(hub: FakeHub, tmp_path: Path) -> None:
         ("final/model.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a whole safetensors file"),
         ("final/config.json", b"{", "not a model config of mmrep"),
         ("final/config.json", b'{"model_type": "clip"}', "not a model config of mmrep"),
-        ("config.yaml", b"a: [", "cannot be read"),
+        ("config.yaml", b"a: [", "config.yaml: not YAML .line 1"),
         ("config.yaml", b"- a", "expected a mapping, got list"),
         ("results.json", b'{"schema": 1}', r"results.json: expected .*'results'"),
         ("results.json", b"\xff", "cannot be read"),
@@ -337,12 +339,59 @@ def test_damaged_file(hub: FakeHub, run: Path, name: str, content: bytes, says: 
     assert hub.requests == []
 
 
-def test_token_in_a_file_is_never_published(hub: FakeHub, run: Path) -> None:
-    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "output_dir": f"https://jane:{TOKEN}@example/runs"}))
-    with pytest.raises(ConfigError, match=r"config.yaml: holds the access token") as caught:
+@pytest.mark.parametrize("spell", [
+    str, lambda token: token.encode().hex(), lambda token: b64encode(f"jane:{token}".encode()).decode(),
+    lambda token: b64encode(f"x{token}".encode()).decode(), lambda token: b64encode(token.encode()).decode(),
+])  # fmt: skip
+def test_token_in_a_file_is_never_published(hub: FakeHub, run: Path, spell: Callable[[str], str]) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "output_dir": f"runs/{spell(TOKEN)}"}))
+    with pytest.raises(ConfigError, match=r"(config.yaml|README.md): would hold the access token") as caught:
         push(run, "jane/ggem")
     message_of(caught.value)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "spell", [str, lambda token: quote(f"{token}&x", safe=""), lambda token: b64encode(b"u:" + token.encode()).decode()]
+)
+def test_no_error_shows_the_token_in_any_spelling(spell: Callable[[str], str]) -> None:
+    secret = "hf_A+/b c&d"
+
+    def fail() -> None:
+        raise RuntimeError(f"GET https://example/?auth={spell(secret)} failed")
+
+    with pytest.raises(HubError, match="<token>") as caught:
+        call_hub(fail, "x", {}, secret)
+    assert spell(secret)[3:9] not in str(caught.value)
+
+
+def test_addresses_are_published_without_what_gives_access(hub: FakeHub, run: Path) -> None:
+    address = "https://bucket.example/a/{0..9}.tar"
+    source = {
+        "shards": [f"{address}?X-Amz-Signature=abc&X-Amz-Expires=9", "s3://jane:pw@bucket/b.tar#x"],
+        "caption": "txt",
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "data": {"train": [source]}}))
+    card = push(run, "jane/ggem").card
+    published = hub.repos["jane/ggem"].files["config.yaml"].content.decode()
+    for text in (card, published):
+        assert address in text and "s3://bucket/b.tar" in text
+        assert "Signature" not in text and "pw@" not in text and "#x" not in text
+
+
+def test_links_are_not_followed(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("private")
+    (run / "final" / "notes.txt").symlink_to(secret)  # no file of a model: stays here
+    push(run, "jane/ggem")
+    assert "notes.txt" not in hub.repos["jane/ggem"].files
+    (run / "final" / "LICENSE").symlink_to(secret)
+    with pytest.raises(ConfigError, match=r"final/LICENSE: is a link, which is not followed"):
+        push(run, "jane/ggem")
+    (run / "final" / "LICENSE").unlink()
+    (run / "final" / "LICENSE").write_text("Apache")
+    push(run, "jane/ggem")
+    assert hub.repos["jane/ggem"].files["LICENSE"].content == b"Apache"
 
 
 @pytest.mark.parametrize("repo_id", ["ggem", "a/b/c", "jane/", "jane/ggem--x", "jane/gg em", "jane/ggem.git", ""])

@@ -1,0 +1,19 @@
+"""Names that others chose reach neither a terminal's escapes nor a page's markup."""
+
+import pytest
+
+from mmrep.markup import markdown_cell, markdown_code, printable
+from mmrep.terminal import say
+
+
+def test_escapes_of_terminals_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    say("class \x1b]0;owned\x07\x1b[31mred\x9b0m \u202egnp.tac\n\tü 漢")
+    out = capsys.readouterr().out
+    assert out == "class \\x1b]0;owned\\x07\\x1b[31mred\\x9b0m \\u202egnp.tac\n\tü 漢\n"
+    assert printable("é\n") == "é\n"
+
+
+def test_nothing_in_a_cell_is_markup() -> None:
+    cell = markdown_cell("<img src=x>|[a](b) `c` &lt; _x_\x1b\n2")
+    assert cell == r"\<img src=x\>\|\[a\](b) \`c\` \&lt; \_x\_\\x1b 2"
+    assert markdown_code("a`b|c\n\x00") == "`a'b\\|c \\x00`"
