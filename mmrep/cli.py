@@ -3,13 +3,16 @@
 import dataclasses
 import logging
 import os
+import platform
 import shlex
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmrep import __version__
+from mmrep import __version__, agreement
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.options import parse_config, read_configs
@@ -18,6 +21,7 @@ from mmrep.training.output import check_output
 from mmrep.training.signals import Stopped
 
 DONE, FAILED, WRONG_USE, RESUMABLE = 0, 1, 2, 75
+_OWN_MISTAKE_SECONDS = 5.0
 
 _HELP = f"""mmrep {__version__}: which pooling should turn the patch tokens of a ViT into an image embedding?
 
@@ -53,27 +57,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in _VERBS:
             raise ConfigError(f"unknown verb {verb!r} (valid: {', '.join(_VERBS)})")
         _VERBS[verb](rest)
-    except ConfigError as error:
-        return _fail(verb, error, WRONG_USE)
-    except (MmrepError, OSError) as error:
-        return _fail(verb, error, FAILED)
-    except KeyboardInterrupt:
-        return _fail(verb, "interrupted", FAILED)
-    except Stopped as stop:
-        _say(f"mmrep {verb}: {stop}")
-        return RESUMABLE
+    except (MmrepError, OSError, KeyboardInterrupt, Stopped) as error:
+        text, status = _outcome(error)
+        return _fail(f"mmrep {verb}: {text}", status)
+    except Exception as error:
+        if others := agreement.peers():
+            others.explain()  # a collective fails where another process has; that one says why
+            traceback.print_exc()
+            others.fail(
+                f"mmrep {verb}: error: {type(error).__name__} on rank {others.rank}: {_one_line(error)}", FAILED
+            )
+        raise
+    agreement.leave()
     return DONE
 
 
-def _fail(verb: str, error: object, status: int) -> int:
-    _say(f"mmrep {verb}: error: {' '.join(str(error).split())}")
+def _outcome(error: BaseException) -> tuple[str, int]:
+    """Return what is said of an error, and the exit status."""
+    if isinstance(error, Stopped):
+        return str(error), RESUMABLE
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted", FAILED
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: {error.filename}: {error.strerror}", FAILED
+    return f"error: {_one_line(error)}", WRONG_USE if isinstance(error, ConfigError) else FAILED
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _fail(text: str, status: int) -> int:
+    """Say how a verb has failed, once for all processes, and return the exit status.
+
+    Processes that have met agree on the first failure, and end here. Before that, all find the same mistake as a rule,
+    and the first one says it; another that is still there after a while has found one of its own.
+    """
+    if others := agreement.peers():
+        others.fail(text, status)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_OWN_MISTAKE_SECONDS)
+        text = f"{text} (rank {rank} on {platform.node()})"
+    sys.stderr.write(text + "\n")
     return status
-
-
-def _say(message: str) -> None:
-    """A line on stderr, from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(message + "\n")
 
 
 def _set_up_logging() -> None:
@@ -93,7 +120,7 @@ def _train(argv: list[str]) -> None:
     _check_early(config)
     from mmrep.training.trainer import train
 
-    train(config, _invocation("train", argv) + ("" if "--resume" in argv else " --resume auto"))
+    train(config, _invocation("train", argv, resume=True))
 
 
 def _compare(argv: list[str]) -> None:
@@ -120,10 +147,17 @@ def _check_early(config: TrainConfig) -> None:
         check_output(config)
 
 
-def _invocation(verb: str, argv: list[str]) -> str:
-    """The command that was given, as it is typed again."""
+def _invocation(verb: str, argv: list[str], resume: bool = False) -> str:
+    """Return the command that was given, as it is typed again; with `--resume auto` where it is to go on."""
     start = "accelerate launch train.py" if Path(sys.argv[0]).name == "train.py" else f"mmrep {verb}"
-    return shlex.join([*start.split(), *argv])
+    words = list(argv)
+    if resume:
+        # A checkpoint's folder, given again, would go back to that checkpoint.
+        at = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--resume"), None)
+        if at is not None:
+            del words[at : at + (1 if "=" in words[at] else 2)]
+        words += ["--resume", "auto"]
+    return shlex.join([*start.split(), *words])
 
 
 def _eval(argv: list[str]) -> None:
