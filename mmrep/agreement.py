@@ -31,7 +31,7 @@ class Failure(NamedTuple):
     """The first failure of all processes.
 
     Attributes:
-        rank: the process that failed.
+        rank: the process that failed, and says so.
         status: exit status of all processes.
         text: one line for the user.
     """
@@ -145,11 +145,20 @@ class Peers:
                 if not self._store.check([f"left/{other}"]):
                     return self._publish(self._gone(other), 1)
         except RuntimeError:
-            return None if self._left.is_set() else Failure(self.rank, 1, self._gone(0))
+            return None if self._left.is_set() else self._storeless()
         return None
 
+    def _storeless(self) -> Failure:
+        """Return the failure of all where the store is gone; the lowest rank that is left on a machine says it."""
+        ended = self._ended()
+        speaks = all(other in ended for other in self._ends.values() if other < self.rank)
+        # torchrun and accelerate serve the store themselves.
+        by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        text = f"error: the launcher is gone: it was killed{self.advice}" if by_launcher else self._gone(0)
+        return Failure(self.rank if speaks else -1, 1, text)
+
     def _gone(self, other: int) -> str:
-        return f"rank {other} is gone: it was killed, or its machine ran out of memory{self.advice}"
+        return f"error: rank {other} is gone: it was killed, or its machine ran out of memory{self.advice}"
 
     def _ended(self) -> list[int]:
         """Return the ranks on this machine whose process has ended."""
@@ -176,21 +185,30 @@ class Peers:
             self._stop_step = max(int(value) for value in self._store.multi_get(keys))
             self._stop_known.set()
 
-    def _await(self, key: str) -> None:
-        """Wait until all other processes have set their `key`, or have ended, for a few seconds."""
+    def _await(self, key: str, of: set[int] | None = None) -> None:
+        """Wait until other processes, by default all, have set their `key`, or have ended; for a few seconds."""
         deadline = time.monotonic() + _PATIENCE
-        waiting = set(range(self.world)) - {self.rank}
+        waiting = (set(range(self.world)) if of is None else of) - {self.rank}
         while waiting and time.monotonic() < deadline:
             waiting -= {other for other in waiting if self._store.check([f"{key}/{other}"])} | set(self._ended())
             time.sleep(0.02)
 
     def _end(self, failure: Failure) -> NoReturn:
-        """End this process with the status of all. The one that failed says why, and leaves when all know."""
+        """End this process with the status of all. The one that failed says why, and leaves when all know.
+
+        Otherwise the launcher would see it end, and end the others before they know. The first process, which may serve
+        the store, leaves last.
+        """
         self._ending.acquire()  # for good: the main thread and the watching one may both come here
+        self._left.set()
         with contextlib.suppress(RuntimeError):
             self._store.set(f"known/{self.rank}", "1")
-            if self.rank in (0, failure.rank):
+            if failure.rank == self.rank:
                 self._await("known")
+                self._store.set(f"told/{self.rank}", "1")
+            elif self.rank == 0:
+                self._await("known")
+                self._await("told", {failure.rank})
         self._exit(failure)
 
     def _exit(self, failure: Failure) -> NoReturn:

@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_HELP)
         return DONE if args else WRONG_USE
     verb, rest = args[0], args[1:]
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # A process that ends would fill the others' screens with C++ stack traces; what has happened is said anyway.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _set_up_logging()
     try:
         if verb not in _VERBS:

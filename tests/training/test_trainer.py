@@ -185,7 +185,9 @@ def test_a_damaged_checkpoint_is_passed_over(recipe: Recipe, caplog: pytest.LogC
 def test_checkpoint_of_another_model_is_refused(recipe: Recipe) -> None:
     run = train(recipe(), "")
     (run / "summary.json").unlink()
-    with pytest.raises(ConfigError, match=r"model.pool.name = ggem, not avg: restore it, .* insist with --resume_changes allow$"):
+    with pytest.raises(
+        ConfigError, match=r"model.pool.name = ggem, not avg: restore it, .* insist with --resume_changes allow$"
+    ):
         train(resumed(recipe(model={"pool": "avg"})), "")
 
 
