@@ -15,9 +15,9 @@ from pathlib import Path
 from mmrep import __version__, agreement
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.tree import CompareConfig, TrainConfig
-from mmrep.options import parse_config, read_configs
+from mmrep.options import config_files, parse_config, read_configs
 from mmrep.terminal import Parser, say
-from mmrep.training.output import check_output
+from mmrep.training.output import check_kind, check_output
 from mmrep.training.signals import Stopped
 
 DONE, FAILED, WRONG_USE, RESUMABLE = 0, 1, 2, 75
@@ -113,7 +113,8 @@ def _set_up_logging() -> None:
     log.propagate = False
 
 
-def _train(argv: list[str]) -> None:
+def _train(given: list[str]) -> None:
+    argv = _with_output(given, "runs")
     if any("study" in content for content in read_configs(argv)):
         # A study's recipe is a training recipe: one run of it, with model.pool and seed as they stand.
         study = parse_config(CompareConfig, "train", argv)
@@ -123,17 +124,31 @@ def _train(argv: list[str]) -> None:
     _check_early(config)
     from mmrep.training.trainer import train
 
-    train(config, _invocation("train", argv, resume=True))
+    train(config, _invocation("train", given, resume=True))
 
 
-def _compare(argv: list[str]) -> None:
+def _with_output(argv: list[str], folder: str) -> list[str]:
+    """Return options with the verb's own default for the output: FOLDER/NAME, where NAME is that of the config's file.
+
+    A run and a study of one config would otherwise be written to one place.
+    """
+    if any(word.partition("=")[0] == "--output_dir" for word in argv):
+        return argv
+    if any("output_dir" in content for content in read_configs(argv)):
+        return argv
+    files = config_files(argv)
+    return ["--output_dir", f"{folder}/{Path(files[-1]).stem if files else 'run'}", *argv]
+
+
+def _compare(given: list[str]) -> None:
+    argv = _with_output(given, "studies")
     config = parse_config(CompareConfig, "compare", argv)
     _check_early(config)
     from mmrep import distributed
     from mmrep.study.report import terminal
     from mmrep.study.runner import compare
 
-    results = compare(config, _invocation("compare", argv))
+    results = compare(config, _invocation("compare", given))
     if distributed.rank() == 0:
         say("\n" + terminal(results) + f"\n\nwritten: {config.output_dir}/results.json, report.md")
 
@@ -146,7 +161,9 @@ def _check_early(config: TrainConfig) -> None:
     config.training.local_batch(int(os.environ.get("WORLD_SIZE", "1")))
     check_sources(config.data)
     check_sets(config.evaluation.sets)
-    if not isinstance(config, CompareConfig):
+    if isinstance(config, CompareConfig):
+        check_kind("output_dir", Path(config.output_dir), "a study")
+    else:
         check_output(config)
 
 

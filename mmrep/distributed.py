@@ -212,7 +212,7 @@ def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ wi
     """
     if world_size() == 1:
         return [local]
-    device = _device()
+    device = exchange_device()
     counts = gather_ids(torch.tensor([len(local)], device=device)).tolist()
     padded = torch.zeros((max(counts), local.shape[1]), dtype=local.dtype, device=device)
     padded[: len(local)] = local.to(device)
@@ -225,7 +225,7 @@ def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows 
     """The first process's matrix (or None) on every process, on the CPU. What the others pass is not looked at."""
     if world_size() == 1:
         return rows
-    device = _device()
+    device = exchange_device()
     shape = (-1, -1) if rows is None else tuple(rows.shape)
     sizes = torch.tensor(shape, dtype=torch.int64, device=device)
     dist.broadcast(sizes, 0)
@@ -244,7 +244,7 @@ def copy_from_first(module: nn.Module) -> None:
     if world_size() == 1:
         return
     for value in (*module.parameters(), *module.buffers()):
-        received = value.detach().to(_device()).contiguous()
+        received = value.detach().to(exchange_device()).contiguous()
         dist.broadcast(received, 0)
         value.copy_(received)
 
@@ -258,7 +258,7 @@ def first_text(text: str) -> str:
     """The text of the first process that has one; empty where none has."""
     if world_size() == 1:
         return text
-    device = _device()
+    device = exchange_device()
     data = torch.tensor(list(text.encode()), dtype=torch.int64, device=device)
     lengths = gather_ids(torch.tensor([len(data)], device=device)).tolist()
     owner = next((rank for rank, length in enumerate(lengths) if length), None)
@@ -269,9 +269,10 @@ def first_text(text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
-def _device() -> torch.device:
-    """Where tensors have to lie to pass between processes."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+def exchange_device() -> torch.device:
+    """Return where tensors have to lie to pass between processes."""
+    nccl = world_size() > 1 and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -47,9 +48,10 @@ def write_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        full = getattr(error, "errno", None) in _FULL or "os error 28" in str(error)
-        advice = "; free some space, then run the same command again" if full else ""
-        if getattr(error, "errno", None) in _CLOSED:
+        code = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        advice = "; free some space, then run the same command again" if number in _FULL else ""
+        if number in _CLOSED:
             advice = "; make the folder writable, or choose another one"
         raise WriteError(f"{path}: can't be written: {reason}{advice}") from error
 

@@ -1,10 +1,12 @@
 """What a folder holds, and which verb may write to it; checked before torch is imported."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrep.config.checks import require
+from mmrep.config.evaluation import SetConfig
 from mmrep.config.tree import TrainConfig
 from mmrep.files import DamagedFile, read_json
 
@@ -40,11 +42,7 @@ def check_kind(option: str, folder: Path, kind: str) -> None:
     """
     require(not folder.exists() or folder.is_dir(), f"{option} {folder}: is a file, not a folder")
     found = kind_of(folder)
-    require(found in ("", kind), f"{option} {folder}: holds {found}, not {kind}: choose another {_dashed(option)}")
-
-
-def _dashed(option: str) -> str:
-    return option if option.startswith("--") else f"--{option}"
+    require(found in ("", kind), f"{option} {folder}: holds {found}, not {kind}: choose another --output_dir")
 
 
 def check_output(config: TrainConfig) -> None:
@@ -72,6 +70,42 @@ def check_output(config: TrainConfig) -> None:
         not used or folder.resolve() in place.resolve().parents,
         f"output_dir {folder} already holds a run, and {place} is a checkpoint of another: continue it with --resume "
         "auto, or choose another --output_dir",
+    )
+
+
+def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: Sequence[SetConfig]) -> None:
+    """Refuse to overwrite an evaluation with one that would not contain its results again.
+
+    Args:
+        option: the option that names the file or its folder.
+        place: the results' JSON file.
+        models: their sources by name.
+        sets: what they are to be evaluated on.
+
+    Raises:
+        ConfigError: another verb writes to the folder, or the file holds a model, set or task that is not asked for.
+    """
+    if place.parent.is_dir():
+        check_kind(option, place.parent, "an evaluation")
+    if not place.is_file():
+        return
+    try:
+        content = read_results(place)
+    except DamagedFile as error:
+        LOG.warning("%s; it is written anew", error)
+        return
+    sources = {name: about.get("source") for name, about in content.get("models", {}).items()}
+    lost = [f"model {source}" for name, source in sources.items() if models.get(name) != source]
+    tasks = {each.result_name: each.tasks for each in sets}
+    for entry in content["results"]:
+        name, task = entry["dataset"], entry["task"]
+        if name not in tasks:
+            lost.append(f"set {name}")
+        elif "auto" not in tasks[name] and task not in tasks[name]:
+            lost.append(f"task {task} of set {name}")
+    require(
+        not lost,
+        f"{option} {place}: holds results of {lost[0] if lost else ''}, which would be lost: choose another {option}",
     )
 
 
