@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,8 @@ class Started(NamedTuple):
 
 def launcher_environment(rank: int, world: int, port: int) -> dict[str, str]:
     """Return what torchrun tells a process of one machine without a GPU."""
+    if world == 1:
+        return {"CUDA_VISIBLE_DEVICES": ""}
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
@@ -46,7 +48,13 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(argv: Sequence[str], folder: Path, before: Callable[[int], None] | None = None, world: int = 2) -> Started:
+def start(
+    argv: Sequence[str],
+    folder: Path,
+    before: Callable[[int], None] | None = None,
+    world: int = 2,
+    more: Mapping[str, str] | None = None,
+) -> Started:
     """Start a verb of the command line in several processes.
 
     Args:
@@ -54,12 +62,16 @@ def start(argv: Sequence[str], folder: Path, before: Callable[[int], None] | Non
         folder: for their standard error.
         before: called with the rank in each process, to break something there.
         world: number of processes.
+        more: further environment variables, as a launcher sets them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     errors = [folder / f"stderr_{rank}" for rank in range(world)]
     port = free_port()
     processes = [
-        _SERVER.Process(target=_work, args=(list(argv), launcher_environment(rank, world, port), errors[rank], before))
+        _SERVER.Process(
+            target=_work,
+            args=(list(argv), dict(more or {}) | launcher_environment(rank, world, port), errors[rank], before),
+        )
         for rank in range(world)
     ]
     for process in processes:
@@ -79,5 +91,5 @@ def _work(argv: list[str], environment: dict[str, str], errors: Path, before: Ca
 
     torch.set_num_threads(1)
     if before:
-        before(int(environment["RANK"]))
+        before(int(environment.get("RANK", "0")))
     sys.exit(main(argv))
