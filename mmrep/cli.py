@@ -3,21 +3,25 @@
 import dataclasses
 import logging
 import os
+import platform
 import shlex
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmrep import __version__
+from mmrep import __version__, agreement
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.tree import CompareConfig, TrainConfig
-from mmrep.options import parse_config, read_configs
+from mmrep.options import config_files, parse_config, read_configs
 from mmrep.terminal import Parser, say
-from mmrep.training.output import check_output
+from mmrep.training.output import check_kind, check_output
 from mmrep.training.signals import Stopped
 
 DONE, FAILED, WRONG_USE, RESUMABLE = 0, 1, 2, 75
+_OWN_MISTAKE_SECONDS = 5.0
 
 _HELP = f"""mmrep {__version__}: which pooling should turn the patch tokens of a ViT into an image embedding?
 
@@ -48,32 +52,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_HELP)
         return DONE if args else WRONG_USE
     verb, rest = args[0], args[1:]
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # A process that ends would fill the others' screens with C++ stack traces; what has happened is said anyway.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _set_up_logging()
     try:
         if verb not in _VERBS:
             raise ConfigError(f"unknown verb {verb!r} (valid: {', '.join(_VERBS)})")
         _VERBS[verb](rest)
-    except ConfigError as error:
-        return _fail(verb, error, WRONG_USE)
-    except (MmrepError, OSError) as error:
-        return _fail(verb, error, FAILED)
-    except KeyboardInterrupt:
-        return _fail(verb, "interrupted", FAILED)
-    except Stopped as stop:
-        _say(f"mmrep {verb}: {stop}")
-        return RESUMABLE
+    except (MmrepError, OSError, KeyboardInterrupt, Stopped) as error:
+        text, status = _outcome(error)
+        return _fail(f"mmrep {verb}: {text}", status)
+    except Exception as error:
+        if others := agreement.peers():
+            others.explain()  # a collective fails where another process has; that one says why
+            traceback.print_exc()
+            others.fail(
+                f"mmrep {verb}: error: {type(error).__name__} on rank {others.rank}: {_one_line(error)}", FAILED
+            )
+        raise
+    agreement.leave()
     return DONE
 
 
-def _fail(verb: str, error: object, status: int) -> int:
-    _say(f"mmrep {verb}: error: {' '.join(str(error).split())}")
+def _outcome(error: BaseException) -> tuple[str, int]:
+    """Return what is said of an error, and the exit status."""
+    if isinstance(error, Stopped):
+        return str(error), RESUMABLE
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted", FAILED
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"error: {error.filename}: {error.strerror}", FAILED
+    return f"error: {_one_line(error)}", WRONG_USE if isinstance(error, ConfigError) else FAILED
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _fail(text: str, status: int) -> int:
+    """Say how a verb has failed, once for all processes, and return the exit status.
+
+    Processes that have met agree on the first failure, and end here. Before that, all find the same mistake as a rule,
+    and the first one says it; another that is still there after a while has found one of its own.
+    """
+    if others := agreement.peers():
+        others.fail(text, status)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_OWN_MISTAKE_SECONDS)
+        text = f"{text} (rank {rank} on {platform.node()})"
+    sys.stderr.write(text + "\n")
     return status
-
-
-def _say(message: str) -> None:
-    """A line on stderr, from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(message + "\n")
 
 
 def _set_up_logging() -> None:
@@ -83,7 +113,8 @@ def _set_up_logging() -> None:
     log.propagate = False
 
 
-def _train(argv: list[str]) -> None:
+def _train(given: list[str]) -> None:
+    argv = _with_output(given, "runs")
     if any("study" in content for content in read_configs(argv)):
         # A study's recipe is a training recipe: one run of it, with model.pool and seed as they stand.
         study = parse_config(CompareConfig, "train", argv)
@@ -93,17 +124,31 @@ def _train(argv: list[str]) -> None:
     _check_early(config)
     from mmrep.training.trainer import train
 
-    train(config, _invocation("train", argv) + ("" if "--resume" in argv else " --resume auto"))
+    train(config, _invocation("train", given, resume=True))
 
 
-def _compare(argv: list[str]) -> None:
+def _with_output(argv: list[str], folder: str) -> list[str]:
+    """Return options with the verb's own default for the output: FOLDER/NAME, where NAME is that of the config's file.
+
+    A run and a study of one config would otherwise be written to one place.
+    """
+    if any(word.partition("=")[0] == "--output_dir" for word in argv):
+        return argv
+    if any("output_dir" in content for content in read_configs(argv)):
+        return argv
+    files = config_files(argv)
+    return ["--output_dir", f"{folder}/{Path(files[-1]).stem if files else 'run'}", *argv]
+
+
+def _compare(given: list[str]) -> None:
+    argv = _with_output(given, "studies")
     config = parse_config(CompareConfig, "compare", argv)
     _check_early(config)
     from mmrep import distributed
     from mmrep.study.report import terminal
     from mmrep.study.runner import compare
 
-    results = compare(config, _invocation("compare", argv))
+    results = compare(config, _invocation("compare", given))
     if distributed.rank() == 0:
         say("\n" + terminal(results) + f"\n\nwritten: {config.output_dir}/results.json, report.md")
 
@@ -116,14 +161,23 @@ def _check_early(config: TrainConfig) -> None:
     config.training.local_batch(int(os.environ.get("WORLD_SIZE", "1")))
     check_sources(config.data)
     check_sets(config.evaluation.sets)
-    if not isinstance(config, CompareConfig):
+    if isinstance(config, CompareConfig):
+        check_kind("output_dir", Path(config.output_dir), "a study")
+    else:
         check_output(config)
 
 
-def _invocation(verb: str, argv: list[str]) -> str:
-    """The command that was given, as it is typed again."""
+def _invocation(verb: str, argv: list[str], resume: bool = False) -> str:
+    """Return the command that was given, as it is typed again; with `--resume auto` where it is to go on."""
     start = "accelerate launch train.py" if Path(sys.argv[0]).name == "train.py" else f"mmrep {verb}"
-    return shlex.join([*start.split(), *argv])
+    words = list(argv)
+    if resume:
+        # A checkpoint's folder, given again, would go back to that checkpoint.
+        at = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--resume"), None)
+        if at is not None:
+            del words[at : at + (1 if "=" in words[at] else 2)]
+        words += ["--resume", "auto"]
+    return shlex.join([*start.split(), *words])
 
 
 def _eval(argv: list[str]) -> None:

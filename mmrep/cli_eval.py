@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ from mmrep.config.sweep import GEM_LIKE, SweepConfig, parse_exponents
 from mmrep.config.tree import TrainConfig
 from mmrep.options import parse_config
 from mmrep.terminal import Parser, say
-from mmrep.training.output import CONFIG
+from mmrep.training.output import CONFIG, check_evaluation
 from mmrep.training.signals import Stopped
 
 LOG = logging.getLogger("mmrep")
+
+_LONGEST = 120
 
 
 def run_eval(argv: list[str]) -> None:
@@ -57,12 +60,17 @@ def run_eval(argv: list[str]) -> None:
     add_speed(parser)
     add_cache(parser)
     parser.add_argument("--output", help="JSON file (default: OUTPUT_DIR/results.json)")
-    parser.add_argument("--output_dir", default="results", help="folder for results.json and outcomes/")
+    parser.add_argument(
+        "--output_dir", help="folder for results.json and outcomes/ (default: results/MODELS/SETS, by their names)"
+    )
     args = parser.parse_args(argv)
     configs = read_suites(args, args.task.split(","))
     require(bool(configs), "nothing to evaluate on: give --suite FILE or --data DIR")
     names = model_names(args.model)
-    output = Path(args.output) if args.output else Path(args.output_dir) / "results.json"
+    sets = [each for config in configs for each in config.sets]
+    folder = args.output_dir or _default_folder(names, args.suite, args.data)
+    output = Path(args.output) if args.output else Path(folder) / "results.json"
+    check_evaluation("--output" if args.output else "--output_dir", output, names, sets)
 
     from mmrep import distributed
     from mmrep.evaluation.outcome_names import file_stem, model_folder
@@ -101,6 +109,12 @@ def run_eval(argv: list[str]) -> None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         say(table(results, width) + f"\n\nwritten: {output}")
     distributed.stop()
+
+
+def _default_folder(models: Iterable[str], suites: Iterable[str], data: Iterable[str]) -> str:
+    """Return where an evaluation is written by default: a folder that another one does not share."""
+    sets = [Path(place.rstrip("/")).stem for place in (*suites, *data)]
+    return "/".join(["results", *("+".join(names).replace("/", "_")[:_LONGEST] for names in (models, sets))])
 
 
 def run_embed(argv: list[str]) -> None:

@@ -1,6 +1,12 @@
 """The only collectives: everything that passes between processes goes through this file."""
 
+import json
+import logging
 import os
+import platform
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,6 +14,22 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as all_gather_with_grad
 from torch.distributed.tensor import DTensor
+
+from mmrep import agreement
+from mmrep.config.checks import require
+
+LOG = logging.getLogger("mmrep")
+
+_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where torchrun and accelerate, several MPIs, and SLURM's srun say how many processes they have started."""
+_TIMEOUT = timedelta(hours=2)  # a rank may index shards or decode a set into the cache while the others wait
+_MEETING = timedelta(minutes=5)
+_PLUGINS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 def world_size() -> int:
@@ -21,23 +43,147 @@ def rank() -> int:
 
 
 def launched() -> int:
-    """Number of processes that `accelerate launch` or torchrun started; 1 where neither did."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes that `accelerate launch` or torchrun started; 1 where neither did.
+
+    Raises:
+        ConfigError: the launcher's environment says something that is no number.
+    """
+    text = os.environ.get("WORLD_SIZE") or "1"
+    require(text.isdecimal() and int(text) > 0, f"WORLD_SIZE: expected the number of processes, got {text!r}")
+    return int(text)
 
 
 def start(cpu: bool = False) -> torch.device:
-    """Joins the processes that a launcher started; gives the device of this one.
+    """Join the processes that a launcher started; return the device of this one.
+
+    What the launcher, Accelerate and torch.distributed say of the number of processes is compared once, here: each of
+    them is believed somewhere later, and where they differ a loss would be wrong in silence.
 
     Args:
-        cpu: even where there are GPUs.
+        cpu: use CPUs even where there are GPUs.
+
+    Raises:
+        ConfigError: they differ, or the launcher asks for something that mmrep does not do.
     """
     from accelerate import PartialState
 
-    return PartialState(cpu=cpu).device
+    check_launcher()
+    several = launched() > 1
+    if not world_size() > 1:
+        agreement.end_with_launcher(several)
+    met = dist.is_available() and dist.is_initialized()
+    # Without a GPU, Accelerate takes processes for CPU processes only if it is told so, and for one process otherwise.
+    on_cpu = cpu or (several and not torch.cuda.is_available())
+    state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
+    said = {name: int(value) for name in _COUNTS if (value := os.environ.get(name, "")).isdecimal()}
+    name, started = next(iter(said.items()), ("WORLD_SIZE", 1))
+    require(
+        started == state.num_processes == world_size() and state.process_index == rank(),
+        f"the launcher says {started} processes ({name}), Accelerate {state.num_processes}, torch.distributed "
+        f"{world_size()}: start them with `accelerate launch` or torchrun, or unset {name} for a single process",
+    )
+    if world_size() > 1 and not met:
+        _meet(state.device)
+    return state.device
+
+
+def check_launcher() -> None:
+    """Compare what the launcher asks for with what mmrep does.
+
+    Raises:
+        ConfigError: it asks for what would change the training and is not done.
+    """
+    asked = next((kind for name, kind in _PLUGINS.items() if os.environ.get(name, "").lower() == "true"), None)
+    require(
+        asked is None,
+        f"the launcher asks for {asked}, which mmrep does not use: take a config of launch/ (a process a GPU, DDP)",
+    )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    require(
+        steps in ("", "1"),
+        f"the launcher asks for gradient accumulation over {steps} steps, which mmrep does not do: leave it out; "
+        "training.global_batch is what one step sees",
+    )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() not in ("", "no"):
+        LOG.warning("the launcher's dynamo backend %s is not used: --training.compile true compiles the model", backend)
+
+
+def check_precision(precision: str) -> None:
+    """Say that the launcher's mixed precision is not used, where it is another than the run's.
+
+    Args:
+        precision: `fp32` or `bf16`, by the run's config.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("", "no", precision):
+        LOG.warning(
+            "the launcher's mixed_precision %s is not used: training.precision decides, and is %s "
+            "(--training.precision bf16 for autocast)", asked, precision,
+        )  # fmt: skip
+
+
+def _meet(device: torch.device) -> None:
+    """Compare the processes' devices, and watch the others from now on.
+
+    Raises:
+        ConfigError: two processes share a GPU, or only some have one.
+    """
+    # The public API has no way to the store of the default group.
+    default = dist.distributed_c10d._get_default_store()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"mmrep/{attempt}", default.clone())
+    store.set_timeout(_MEETING)
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    own = {"type": device.type, "gpu": gpu, "place": _machine(), "pid": os.getpid(), "host": platform.node()}
+    store.set(f"here/{rank()}", json.dumps(own))
+    found: list[dict[str, Any]] = [json.loads(store.get(f"here/{other}")) for other in range(world_size())]
+    local = {i: each["pid"] for i, each in enumerate(found) if i != rank() and each["place"] == own["place"]}
+    agreement.join(store, rank(), world_size(), local)
+    kinds = {each["type"]: f"rank {i} on {each['host']}" for i, each in enumerate(found)}
+    require(len(kinds) == 1, f"some processes have a GPU and some none: {kinds}; give each of them one")
+    owners: dict[str, int] = {}
+    for i, each in enumerate(found):
+        other = owners.setdefault(each["gpu"] or str(i), i)
+        require(
+            other == i,
+            f"ranks {other} and {i} share a GPU of {each['host']}: start as many processes as there are GPUs "
+            "(--num_processes)",
+        )
+    if device.type == "cpu" and rank() == 0:
+        LOG.info("%d processes on CPUs: no GPU is visible", world_size())
+
+
+def _machine() -> str:
+    """Return what tells this machine, and the container in which its process ids count, from others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{platform.node()} {os.getpid()}"
+
+
+def begin(step: int) -> None:
+    """Say that training goes on from a step; every process calls it before any of them trains."""
+    if others := agreement.peers():
+        others.begin(step)
+
+
+def stops(done: int, signalled: str) -> str:
+    """Return the signal that ends all processes after this step, empty where they go on; see `Peers.stops`."""
+    others = agreement.peers()
+    return others.stops(done, signalled) if others else signalled
+
+
+def advise(text: str) -> None:
+    """Say what a user can do once a process was killed; it ends that message."""
+    if others := agreement.peers():
+        others.advice = f"; {text}"
 
 
 def stop() -> None:
-    """Leaves the other processes in order."""
+    """Leave the other processes in order."""
+    agreement.leave()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -66,7 +212,7 @@ def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ wi
     """
     if world_size() == 1:
         return [local]
-    device = _device()
+    device = exchange_device()
     counts = gather_ids(torch.tensor([len(local)], device=device)).tolist()
     padded = torch.zeros((max(counts), local.shape[1]), dtype=local.dtype, device=device)
     padded[: len(local)] = local.to(device)
@@ -79,7 +225,7 @@ def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows 
     """The first process's matrix (or None) on every process, on the CPU. What the others pass is not looked at."""
     if world_size() == 1:
         return rows
-    device = _device()
+    device = exchange_device()
     shape = (-1, -1) if rows is None else tuple(rows.shape)
     sizes = torch.tensor(shape, dtype=torch.int64, device=device)
     dist.broadcast(sizes, 0)
@@ -98,7 +244,7 @@ def copy_from_first(module: nn.Module) -> None:
     if world_size() == 1:
         return
     for value in (*module.parameters(), *module.buffers()):
-        received = value.detach().to(_device()).contiguous()
+        received = value.detach().to(exchange_device()).contiguous()
         dist.broadcast(received, 0)
         value.copy_(received)
 
@@ -112,7 +258,7 @@ def first_text(text: str) -> str:
     """The text of the first process that has one; empty where none has."""
     if world_size() == 1:
         return text
-    device = _device()
+    device = exchange_device()
     data = torch.tensor(list(text.encode()), dtype=torch.int64, device=device)
     lengths = gather_ids(torch.tensor([len(data)], device=device)).tolist()
     owner = next((rank for rank, length in enumerate(lengths) if length), None)
@@ -123,9 +269,10 @@ def first_text(text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
-def _device() -> torch.device:
-    """Where tensors have to lie to pass between processes."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+def exchange_device() -> torch.device:
+    """Return where tensors have to lie to pass between processes."""
+    nccl = world_size() > 1 and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -244,16 +244,20 @@ def _pool_mapping(where: str, value: Any) -> dict[str, Any]:
     return dict(named)
 
 
+def config_files(argv: Sequence[str]) -> list[str]:
+    """Return the YAML files that `--config` names."""
+    names = [value for name, value in pairwise(argv) if name == "--config"]
+    return names + [option.partition("=")[2] for option in argv if option.startswith("--config=")]
+
+
 def read_configs(argv: Sequence[str]) -> list[dict[str, Any]]:
     """The contents of the YAML files that `--config` names.
 
     Raises:
         ConfigError: a file that is missing, unreadable, not YAML, or no mapping.
     """
-    names = [value for name, value in pairwise(argv) if name == "--config"]
-    names += [option.partition("=")[2] for option in argv if option.startswith("--config=")]
     contents = []
-    for name in names:
+    for name in config_files(argv):
         require(Path(name).is_file(), f"--config: no such file: {name}")
         try:
             require(Path(name).stat().st_size <= LARGEST_TEXT, f"--config {name}: too large for a config")

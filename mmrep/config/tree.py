@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mmrep.config.checks import quoted, require, within
 from mmrep.config.data import DataConfig
@@ -22,6 +22,8 @@ class TrainConfig:
         seed: of order, draws and initial values.
         resume: `none`, `auto` (the newest checkpoint of output_dir that is whole, if there is one), or a
             checkpoint's folder.
+        resume_changes: `refuse` to resume with another model, loss, optimiser or number of steps than the checkpoint's,
+            or `allow` it.
         model: the dual encoder.
         data: the training pairs.
         loss: the loss.
@@ -33,6 +35,7 @@ class TrainConfig:
     output_dir: str = "runs/run"
     seed: int = 0
     resume: str = "none"
+    resume_changes: Literal["refuse", "allow"] = "refuse"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)

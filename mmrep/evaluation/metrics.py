@@ -1,4 +1,4 @@
-"""What every evaluator returns."""
+"""What every evaluator returns, and the unit of each figure."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -28,3 +28,28 @@ class Evaluation(NamedTuple):
     pessimistic: Mapping[str, float] = MappingProxyType({})
     details: Mapping[str, Any] = MappingProxyType({})
     tables: Mapping[str, Sequence[Sequence[str]]] = MappingProxyType({})
+
+
+def is_rank(name: str) -> bool:
+    """Return whether a figure is a rank, counted from 1; all others are shares in [0, 1].
+
+    Args:
+        name: of the figure; a set's name may stand before it, as in `SET/METRIC`.
+    """
+    return name.endswith("_rank")
+
+
+def number(name: str, value: float, digits: int = 2) -> str:
+    """Return a figure as a table shows it: a share in percent, a rank as it is.
+
+    Args:
+        name: see `is_rank`.
+        value: the figure.
+        digits: decimals of a share.
+    """
+    return f"{value:.1f}" if is_rank(name) else f"{100 * value:.{digits}f}"
+
+
+def shown(name: str, value: float, digits: int = 2) -> str:
+    """Return a figure with its unit, as a sentence shows it; see `number`."""
+    return number(name, value, digits) + ("" if is_rank(name) else "%")

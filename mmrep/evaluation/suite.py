@@ -1,8 +1,6 @@
 """Many sets, many models: results as JSON, per-sample outcomes as npz, one table."""
 
 import csv
-import json
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,12 @@ import numpy as np
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import EmbeddingCache
-from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.metrics import Evaluation, number
 from mmrep.evaluation.outcome_names import check_model_names, check_set_names, file_stem, model_folder
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.tables import align, shortened
 from mmrep.evaluation.tasks.registry import TASK_FUNCTIONS
+from mmrep.files import whole_file, write_json
 from mmrep.model.dual_encoder import DualEncoder
 
 SCHEMA = 1
@@ -131,33 +130,22 @@ def write_outcomes(results: Sequence[Result], folder: Path) -> None:
     """Writes FOLDER/outcomes/MODEL/DATASET.npz and the tables of results."""
     for result in results:
         place = folder / "outcomes" / model_folder(result.model)
-        place.mkdir(parents=True, exist_ok=True)
         name = file_stem(result.evalset.name, result.evalset.task, result.task)
         arrays: dict[str, Any] = {"keys": np.array(result.evalset.keys()), **result.evaluation.outcomes}
-        with _whole(place / f"{name}.npz") as part, part.open("wb") as file:
+        with whole_file(place / f"{name}.npz") as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)
         for table_name, rows in result.evaluation.tables.items():
-            with _whole(place / f"{name}.{table_name}.csv") as part, part.open("w", encoding="utf-8", newline="") as to:
+            with (
+                whole_file(place / f"{name}.{table_name}.csv") as part,
+                part.open("w", encoding="utf-8", newline="") as to,
+            ):
                 csv.writer(to).writerows(rows)
 
 
 def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
     """Writes the JSON file alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"schema": SCHEMA, "results": [result.to_dict() for result in results], **(about or {})}
-    with _whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write to; the file gets its name when it is whole."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_json(path, content)
 
 
 def table(results: Sequence[Result], width: int | None = None) -> str:
@@ -193,4 +181,4 @@ def _row(result: Result, metric: str) -> list[str]:
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return _NONE
-    return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"
+    return number(metric, value)

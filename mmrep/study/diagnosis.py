@@ -14,6 +14,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mmrep import distributed
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig
@@ -30,6 +31,7 @@ from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.suite import evaluate
 from mmrep.evaluation.tasks.zeroshot import embed_classes
+from mmrep.files import DamagedFile, read_json, whole_file, write_json
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import load
 from mmrep.study.plan import PlannedRun
@@ -41,7 +43,9 @@ PRIMARY = {"zeroshot": "acc1", "retrieval": "image_retrieval_recall@1"}
 
 
 def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """Diagnoses every run that has not been, draws the patch weights of the first seed's models.
+    """Diagnose every run that has not been, draw the patch weights of the first seed's models.
+
+    Every process has to call it: models are evaluated on all of them.
 
     Args:
         config: the study.
@@ -59,7 +63,7 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
         return {}
     found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
     content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
-    if wanted.pictures:
+    if wanted.pictures and distributed.rank() == 0:  # no collectives in it
         try:
             _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
             content["maps"] = MAPS
@@ -80,24 +84,24 @@ def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
 def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
     """A run's diagnostics, from its folder if they are of this very model, set and config."""
     folder, wanted = Path(run.config.output_dir), config.study.diagnostics
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY)
     names = f"{evalset.classnames} {evalset.templates}"
     about = f"{summary['model_digest']} {wanted} {evalset.config} {evalset.records.identity()} {names}"
     key = hashlib.sha256(about.encode()).hexdigest()
     place = folder / DIAGNOSTICS
-    with suppress(OSError, ValueError):
-        before = json.loads(place.read_text(encoding="utf-8"))
-        if before.get("key") == key:
-            return before
+    before: dict[str, Any] = {}
+    with suppress(OSError, DamagedFile):
+        before = read_json(place)
+    # All processes measure, or none: there are collectives in it.
+    if not distributed.any_process(before.get("key") != key, distributed.exchange_device()):
+        return before
     LOG.info("%s seed %d: looking inside", run.pool, run.seed)
     model = _load(run)
     content = {"schema": 1, "key": key, **_measure(model, evalset, config)}
     content["exponents"] = {**exponents_over_training(folder)._asdict(), "final": current_exponents(model)}
-    text = json.dumps(content, indent=1)
-    aside = place.with_name(f".writing-{place.name}")
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(place)
-    return json.loads(text)
+    if distributed.rank() == 0:
+        write_json(place, content, indent=1)
+    return json.loads(json.dumps(content))  # as it is read back: with lists for tuples
 
 
 def _load(run: PlannedRun) -> DualEncoder:
@@ -202,4 +206,5 @@ def _draw(runs: Sequence[PlannedRun], evalset: EvalSet, count: int, folder: Path
         limit = float(weights.abs().max())
         pictures = [heat_map_picture(image, each, limit) for image, each in zip(images, weights, strict=True)]
         rows.append((f"{run.pool}  ±{limit:.2g}", pictures))
-    contact_sheet(rows).save(folder / MAPS)
+    with whole_file(folder / MAPS) as part:
+        contact_sheet(rows).save(part, "PNG")

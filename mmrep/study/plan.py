@@ -4,13 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mmrep.config.checks import ConfigError
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.tree import CompareConfig, TrainConfig, differences
-
-STUDY = "study.yaml"
+from mmrep.training.output import STUDY, read_config
 
 
 class PlannedRun(NamedTuple):
@@ -56,7 +53,7 @@ def check_same_study(config: CompareConfig, recipe: dict[str, Any]) -> None:
     place = Path(config.output_dir) / STUDY
     if not place.is_file():
         return
-    before = yaml.safe_load(place.read_text(encoding="utf-8"))
+    before = read_config(place) or recipe
     for key, (old, new) in differences(before, recipe).items():
         if not key.startswith(("study.", "output_dir", "resume")):
             raise ConfigError(

@@ -1,8 +1,8 @@
 """Runs a study: trains what is missing, proves that runs are paired, gathers results."""
 
-import json
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import yaml
 from mmrep import __version__, distributed
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import CompareConfig
+from mmrep.files import locked, read_json, write_errors, write_json, write_text
 from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
 from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
 from mmrep.study.statistics import Difference, Paired, compare_pairs
-from mmrep.training.build import plain
-from mmrep.training.output import CONFIG, INITIAL, SUMMARY
-from mmrep.training.signals import Stopped
+from mmrep.training.output import CONFIG, INITIAL, SUMMARY, check_kind, read_config, read_results
+from mmrep.training.resume import plain
+from mmrep.training.signals import Stopped, StopSignal
 from mmrep.training.trainer import train
 
 LOG = logging.getLogger("mmrep")
@@ -37,40 +38,57 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
         ConfigError: the folder holds another study.
         Stopped: a signal ended it.
     """
+    distributed.start()
     folder = Path(config.output_dir)
-    recipe = plain(config.to_dict())
-    check_same_study(config, recipe)
     runs = plan_runs(config)
-    if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STUDY).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    for number, run in enumerate(runs):
-        _check_pool(run)
-        train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
+    first = distributed.rank() == 0
+    with locked(folder) if first else nullcontext():
+        if first:
+            check_kind("output_dir", folder, "a study")
+            recipe = plain(config.to_dict())
+            check_same_study(config, recipe)
+            write_text(folder / STUDY, yaml.safe_dump(recipe, sort_keys=False))
+            for run in runs:
+                _check_pool(run)
+        distributed.barrier()
+        for number, run in enumerate(runs):
+            train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
+        with StopSignal() as stop:
+            try:
+                return _conclude(config, runs)
+            except KeyboardInterrupt as interrupt:
+                name = stop.name or "a signal"
+                raise Stopped(
+                    f"stopped by {name} after the last run; continue with:\n  {resume_command}"
+                ) from interrupt
+
+
+def _conclude(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
+    """Gather results and look inside the models; on all processes, since models are evaluated on all."""
+    folder, first = Path(config.output_dir), distributed.rank() == 0
     results = gather(config, runs)
-    if distributed.rank() == 0:
+    if first:
         write_study(folder, results)
-        try:
-            results["diagnostics"] = diagnose(config, runs)
-        except KeyboardInterrupt as stop:
-            raise Stopped(f"interrupted after the last run; continue with:\n  {resume_command}") from stop
+    results["diagnostics"] = diagnose(config, runs)
+    if first:
         write_study(folder, results)
+    distributed.barrier()
     return results
 
 
 def write_study(folder: Path, results: dict[str, Any]) -> None:
-    """Writes results.json and report.md."""
-    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    write_report(folder, results)
+    """Write results.json and report.md."""
+    write_json(folder / RESULTS, results)
+    with write_errors(folder):
+        write_report(folder, results)
 
 
 def _check_pool(run: PlannedRun) -> None:
-    """A run found in the folder under this label is of this head."""
+    """Refuse a run found in the folder under this label that is of another head."""
     place = Path(run.config.output_dir) / CONFIG
-    if place.is_file():
-        before = yaml.safe_load(place.read_text(encoding="utf-8"))["model"]["pool"]
-        if before != run.config.model.pool:
-            raise ConfigError(f"{place} has pool {before}, not {run.config.model.pool}: give one of them another label")
+    before = read_config(place).get("model", {}).get("pool") if place.is_file() else None
+    if before not in (None, run.config.model.pool):
+        raise ConfigError(f"{place} has pool {before}, not {run.config.model.pool}: give one of them another label")
 
 
 def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
@@ -78,8 +96,8 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
     entries, evidence = [], {}
     for run in runs:
         place = Path(run.config.output_dir)
-        summary = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
-        found = json.loads((place / RESULTS).read_text(encoding="utf-8"))["results"] if config.evaluation.sets else []
+        summary = read_json(place / SUMMARY)
+        found = read_results(place / RESULTS)["results"] if config.evaluation.sets else []
         entries.append(
             {
                 "pool": run.pool,
@@ -91,7 +109,7 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
                 "cost": summary["cost"],
             }
         )
-        initial = json.loads((place / INITIAL).read_text(encoding="utf-8"))
+        initial = read_json(place / INITIAL)
         evidence[run.pool, run.seed] = (summary["batches"], initial)
     obstacle = unpaired(evidence, config.model.pool_init == "preserve")
     if obstacle:

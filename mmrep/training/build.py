@@ -1,47 +1,44 @@
 """Everything a run needs, built and checked before the loop starts."""
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mmrep import distributed
 from mmrep.batch import Batch
 from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
-from mmrep.config.tree import TrainConfig, differences
+from mmrep.config.tree import TrainConfig
 from mmrep.data.ahead import Ahead
 from mmrep.data.contrast import check_contrast
-from mmrep.data.inventory import name_difference, write_inventory
+from mmrep.data.inventory import write_inventory
 from mmrep.data.loader import Loaded, Steps, batches, data_state, wrap
 from mmrep.data.sources import Sources
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
+from mmrep.files import write_errors, write_json, write_text
 from mmrep.loss import total_loss
 from mmrep.model.create import build_model
 from mmrep.model.dual_encoder import DualEncoder, Embeddings
 from mmrep.model.load import write_model_config
-from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from mmrep.training.checkpoint import Diverged, find_checkpoint, save_checkpoint
 from mmrep.training.data import build_steps, index_progress, loader_workers, log_downloads
 from mmrep.training.optim import build_optimizer
-from mmrep.training.output import CONFIG, INITIAL, INVENTORY, METRICS, check_output
+from mmrep.training.output import CONFIG, INITIAL, INVENTORY, check_output
+from mmrep.training.resume import plain, resume, set_later_aside
 from mmrep.training.tracking import Tracker
 from mmrep.training.watch import DataWatch
 
 LOG = logging.getLogger("mmrep")
-_HARMLESS = ("data.", "evaluation.", *(f"training.{name}" for name in ("checkpoint_", "keep_", "log_", "evaluate_")))
-"""Options that change no loss; what of the data decides a batch has been compared with the checkpoint's."""
 
 
 @dataclass
@@ -118,15 +115,30 @@ class Run:
         return wrap(self.seen[0] + distributed.sum_over_processes(wrap(self.seen[1]), self.device))
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint after `step` steps."""
+        """Write a checkpoint after `step` steps.
+
+        Raises:
+            Diverged: the model or the optimiser's state is not finite any more.
+            CheckpointError: it can't be written.
+        """
         state = {"data": data_state(self.steps), "samples_seen": step * self.steps.plan.global_batch}
         state |= {"checksum": self.checksum(), "bad_samples": self.watch.counts()}
+        state |= {"config": plain(self.config.to_dict())}
         if self.accelerator.is_main_process:
             keep = self.config.training.keep_checkpoints
-            save_checkpoint(
-                self.folder, step, self.model, self.optimizer, state, keep, partial(write_model_config, self.model)
-            )
+            try:
+                save_checkpoint(
+                    self.folder, step, self.model, self.optimizer, state, keep, partial(write_model_config, self.model)
+                )
+            except Diverged as error:
+                raise self.diverged(str(error)) from error
         distributed.barrier()
+
+    def diverged(self, what: str) -> Diverged:
+        """Return the error that says what is not finite any more, what helps, and where to go on."""
+        newest = find_checkpoint(self.folder, LOG.warning)
+        kept = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return Diverged(f"{what}: lower optim.lr, set optim.clip_norm 1, or lengthen optim.warmup; {kept}")
 
 
 def resolve_duplicates(duplicates: Duplicates, captions: list[str]) -> Duplicates:
@@ -147,11 +159,11 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         ConfigError: what does not fit together; a checkpoint of other data.
         DataError: a damaged shard.
     """
-    check_output(config)
-    accelerator = Accelerator(
-        mixed_precision="no",  # the model enters autocast itself, in every entry point
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-    )
+    distributed.start()
+    distributed.check_precision(config.training.precision)
+    if distributed.rank() == 0:
+        check_output(config)
+    accelerator = Accelerator(mixed_precision="no")  # the model enters autocast itself, in every entry point
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         kind = accelerator.distributed_type.value
         raise ConfigError(f"accelerate's {kind} is not supported yet: use a config of launch/ (one process a GPU, DDP)")
@@ -177,10 +189,14 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     optimizer = build_optimizer(model, model.no_weight_decay(), config.optim, model.lr_scales())
     state = resume(config, folder, model, optimizer, steps)
     first = int(state.get("step", 0))
+    distributed.begin(first)
+    distributed.barrier()  # all have read what is set aside now
     if accelerator.is_main_process:
         log_downloads(sources)
+        set_later_aside(config, first)
         describe_run(config, folder, initial)
-        write_inventory(sources, folder / INVENTORY)
+        with write_errors(folder / INVENTORY):
+            write_inventory(sources, folder / INVENTORY)
     distributed.barrier()  # the folder is there
     if config.training.compile:
         model.compile()
@@ -203,49 +219,10 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     )
 
 
-def resume(
-    config: TrainConfig, folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer, steps: Steps
-) -> dict[str, Any]:
-    """The state in the checkpoint that `resume` asks for, which model and optimiser then have; empty for a new run.
-
-    Raises:
-        ConfigError: a damaged checkpoint, or one whose data differs; the difference is named.
-    """
-    if config.resume == "none":
-        return {}
-    place = find_checkpoint(folder, LOG.warning) if config.resume == "auto" else Path(config.resume)
-    if place is None:
-        if (folder / METRICS).exists():
-            LOG.info("no checkpoint in %s yet: starting from the beginning", folder)
-        return {}
-    state = load_checkpoint(place, model, optimizer).state
-    changed = differences(state["data"], data_state(steps))
-    if changed:
-        name, (before, now) = next(iter(changed.items()))
-        difference = name_difference(place.parent.parent / INVENTORY, steps.sources)
-        raise ConfigError(
-            f"checkpoint {place} was made with other data: {name} was {before}, is {now}"
-            f"{f' ({difference})' if difference else ''}; restore it, or start a new run in another --output_dir"
-        )
-    LOG.info("resuming from %s", place)
-    return state
-
-
 def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> None:
-    """Writes the resolved config and the digests of the initial values; says what differs from an earlier start."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe = plain(config.to_dict())
-        if (folder / CONFIG).exists():
-            before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            for key, (old, new) in differences(before, recipe).items():
-                if key not in ("resume", "output_dir"):
-                    effect = "" if key.startswith(_HARMLESS) else "; losses will not be those of one run"
-                    LOG.warning("resuming with another %s: it was %s, is %s%s", key, old, new, effect)
-        (folder / CONFIG).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        (folder / INITIAL).write_text(json.dumps(initial, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"output_dir {folder}: can't be written to: {error.strerror}") from error
+    """Write the resolved config and the digests of the initial values."""
+    write_text(folder / CONFIG, yaml.safe_dump(plain(config.to_dict()), sort_keys=False))
+    write_json(folder / INITIAL, initial, indent=1)
 
 
 def parameter_digests(model: nn.Module) -> dict[str, str]:
@@ -255,10 +232,3 @@ def parameter_digests(model: nn.Module) -> dict[str, str]:
         values = parameter.detach().cpu().contiguous().numpy().tobytes()
         digests[name] = f"{tuple(parameter.shape)} {hashlib.blake2b(values, digest_size=8).hexdigest()}"
     return digests
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,28 +1,140 @@
-"""What a run's folder holds, and when it may be written to; checked before torch is imported."""
+"""What a folder holds, and which verb may write to it; checked before torch is imported."""
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmrep.config.checks import require
+from mmrep.config.evaluation import SetConfig
 from mmrep.config.tree import TrainConfig
+from mmrep.files import DamagedFile, read_json
+
+LOG = logging.getLogger("mmrep")
 
 CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+METRICS, SUMMARY, RESULTS = "metrics.jsonl", "summary.json", "results.json"
+STUDY, SWEEP, FINAL, OUTCOMES = "study.yaml", "sweep.json", "final", "outcomes"
+
+_KINDS = (
+    ("a study", (STUDY,)),
+    ("a run", (METRICS, SUMMARY, "checkpoints")),
+    ("an evaluation", (RESULTS, OUTCOMES)),
+    ("a sweep", (SWEEP,)),
+)
+
+
+def kind_of(folder: Path) -> str:
+    """Return what mmrep has written into a folder: `a study`, `a run`, `an evaluation`, `a sweep`, or nothing."""
+    return next((kind for kind, names in _KINDS if any((folder / name).exists() for name in names)), "")
+
+
+def check_kind(option: str, folder: Path, kind: str) -> None:
+    """Refuse a folder in which another verb keeps its results.
+
+    Args:
+        option: the option that names the folder.
+        folder: where something is to be written.
+        kind: what is to be written there; see `kind_of`.
+
+    Raises:
+        ConfigError: the folder is a file, or holds something else.
+    """
+    require(not folder.exists() or folder.is_dir(), f"{option} {folder}: is a file, not a folder")
+    found = kind_of(folder)
+    require(found in ("", kind), f"{option} {folder}: holds {found}, not {kind}: choose another --output_dir")
 
 
 def check_output(config: TrainConfig) -> None:
-    """A run never overwrites another.
+    """Refuse a folder whose content a run would overwrite.
 
     Raises:
-        ConfigError: the folder holds a run and `resume` is `none`, or the checkpoint named does not exist.
+        ConfigError: the folder holds a run that is not to be continued, or something else; the checkpoint named does
+            not exist.
     """
     folder = Path(config.output_dir)
-    require(not folder.exists() or folder.is_dir(), f"output_dir {folder}: is a file, not a folder")
+    check_kind("output_dir", folder, "a run")
     used = (folder / METRICS).exists() or (folder / SUMMARY).exists()
     require(
         config.resume != "none" or not used,
         f"output_dir {folder} already holds a run: continue it with --resume auto, or choose another --output_dir",
     )
+    if config.resume in ("none", "auto"):
+        return
+    place = Path(config.resume)
     require(
-        config.resume in ("none", "auto") or Path(config.resume).is_dir(),
+        place.is_dir(),
         f"resume: no such checkpoint folder: {config.resume} (valid: none, auto, a checkpoint's folder)",
     )
+    require(
+        not used or folder.resolve() in place.resolve().parents,
+        f"output_dir {folder} already holds a run, and {place} is a checkpoint of another: continue it with --resume "
+        "auto, or choose another --output_dir",
+    )
+
+
+def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: Sequence[SetConfig]) -> None:
+    """Refuse to overwrite an evaluation with one that would not contain its results again.
+
+    Args:
+        option: the option that names the file or its folder.
+        place: the results' JSON file.
+        models: their sources by name.
+        sets: what they are to be evaluated on.
+
+    Raises:
+        ConfigError: another verb writes to the folder, or the file holds a model, set or task that is not asked for.
+    """
+    if place.parent.is_dir():
+        check_kind(option, place.parent, "an evaluation")
+    if not place.is_file():
+        return
+    try:
+        content = read_results(place)
+    except DamagedFile as error:
+        LOG.warning("%s; it is written anew", error)
+        return
+    sources = {name: about.get("source") for name, about in content.get("models", {}).items()}
+    lost = [f"model {source}" for name, source in sources.items() if models.get(name) != source]
+    tasks = {each.result_name: each.tasks for each in sets}
+    for entry in content["results"]:
+        name, task = entry["dataset"], entry["task"]
+        if name not in tasks:
+            lost.append(f"set {name}")
+        elif "auto" not in tasks[name] and task not in tasks[name]:
+            lost.append(f"task {task} of set {name}")
+    require(
+        not lost,
+        f"{option} {place}: holds results of {lost[0] if lost else ''}, which would be lost: choose another {option}",
+    )
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """Return the content of a run's or study's YAML file; empty, with a warning, where it is damaged.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if isinstance(content, dict) and content:
+        return content
+    LOG.warning("%s: empty or damaged; it is written anew", place)
+    return {}
+
+
+def read_results(place: Path) -> dict[str, Any]:
+    """Return the content of a results.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it is empty, cut off, or holds no results.
+    """
+    content = read_json(place)
+    if not isinstance(content.get("results"), list):
+        raise DamagedFile(f"{place}: no results in it")
+    return content

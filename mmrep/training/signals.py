@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after its current step, with a checkpoint."""
+"""Ctrl-C and SIGTERM end a run: after its current step with a checkpoint while it trains, at once before and after."""
 
 import signal
 import threading
@@ -10,10 +10,18 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Whether SIGINT or SIGTERM has arrived; a second Ctrl-C ends at once. Used as a context."""
+    """Whether SIGINT or SIGTERM has arrived. Used as a context; it raises KeyboardInterrupt at once, unless `patient`.
+
+    Attributes:
+        name: of the signal that has arrived; empty if none has.
+        patient: whether the first signal only sets `name`; a second Ctrl-C ends at once nevertheless.
+        twice: whether a second Ctrl-C has come.
+    """
 
     def __init__(self) -> None:
         self.name = ""
+        self.patient = False
+        self.twice = False
         self._before: dict[int, object] = {}
 
     def __bool__(self) -> bool:
@@ -30,6 +38,7 @@ class StopSignal:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.name and number == signal.SIGINT:
+        again, self.name = bool(self.name), self.name or signal.Signals(number).name
+        self.twice |= again and number == signal.SIGINT
+        if self.twice or not (self.patient or again):
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name

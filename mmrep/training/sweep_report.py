@@ -1,14 +1,15 @@
 """A sweep's findings: the best p, a table, sweep.json."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrep.evaluation.metrics import number
 from mmrep.evaluation.scoring.uncertainty import standard_error
 from mmrep.evaluation.suite import SCHEMA, Result
 from mmrep.evaluation.tables import align
+from mmrep.files import write_json
 from mmrep.pooling.gem import GGeM, exponents_of
 from mmrep.training.sweep import State, Sweep
 
@@ -62,7 +63,7 @@ def table(swept: Sweep) -> str:
                     str(len(evalset.records)),
                     f"{100 * each[best].evaluation.chance[metric]:.2f}",
                     f"{100 * standard_error(each[best].evaluation, metric):.2f}",
-                    *(f"{100 * value:6.2f}{'*' if i == best else ''}" for i, value in enumerate(values)),
+                    *(f"{number(metric, value):>6}{'*' if i == best else ''}" for i, value in enumerate(values)),
                 ]
             )
     return align(rows)
@@ -123,7 +124,6 @@ def write_sweep(swept: Sweep, metric: str, path: Path, about: dict[str, Any]) ->
         path: the file; its folder is made.
         about: further top-level fields (run, digests, versions).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     best = best_state(swept, metric)
     entries = []
     for state, results in zip(swept.states, swept.results, strict=True):
@@ -144,4 +144,4 @@ def write_sweep(swept: Sweep, metric: str, path: Path, about: dict[str, Any]) ->
         "near_best": [state.name for state in near_best(swept, metric)],
         "results": entries,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, content)

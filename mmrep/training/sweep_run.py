@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from mmrep.config.tree import TrainConfig
 from mmrep.data.sources import Sources
 from mmrep.evaluation.scoring.ranking import RECALL_AT
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
+from mmrep.files import DamagedFile, read_json
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import WEIGHTS, load, save_model
 from mmrep.model.trunk import stage_blocks
@@ -62,13 +63,22 @@ def sweep_run(
         ConfigError: nothing to choose on, nothing to sweep, an unknown metric, a set with other tasks.
         DataError: a shard or sample that can't be read.
     """
+    place = (output or run) / FILE
+    question = {
+        "run": str(run.resolve()),
+        "p": sorted(asked.p),
+        "pool": asked.pool,
+        "negatives": asked.negatives,
+        "metric": asked.metric,
+        "data": [f"{each.path} {each.split}" for each in given],
+    }
     sets = [open_set(each) for each in given] if given else held_out_sets(config, run)
     check_sweepable(sets)
     metric = primary_metric(sets, asked.metric)
+    check_sweep(place, question)
     model = load(run / "final", device)
     model.precision = config.training.precision
     swept = sweep(model, sets, asked, evaluation or config.evaluation, quiet)
-    place = (output or run) / FILE
     count = sum(len(evalset.records) for evalset in sets)
     held_out = f"{count:,} images held out of training (data.validation)"
     chosen_on = f"{count:,} images of {', '.join(each.path for each in given)}" if given else held_out
@@ -76,6 +86,7 @@ def sweep_run(
     about = {
         "mmrep": __version__,
         "run": str(run),
+        "asked": question,
         "trained_pool": model.config.pooling.label,
         "chosen_on": chosen_on,
         "test_sets_read": tests,
@@ -92,6 +103,25 @@ def sweep_run(
     return "\n".join(lines)
 
 
+def check_sweep(place: Path, question: Mapping[str, object]) -> None:
+    """Refuse to overwrite a sweep with one that answers another question.
+
+    Raises:
+        ConfigError: the file holds another sweep.
+    """
+    try:
+        before = read_json(place).get("asked")
+    except FileNotFoundError:
+        return
+    except DamagedFile as error:
+        LOG.warning("%s; it is written anew", error)
+        return
+    other = next((key for key in question if not isinstance(before, dict) or before.get(key) != question[key]), None)
+    require(
+        other is None, f"{place}: holds a sweep with another {other}, which would be lost: give another --output_dir"
+    )
+
+
 def held_out_sets(config: TrainConfig, run: Path) -> list[EvalSet]:
     """The validation split of a run, as its training had it.
 
@@ -105,7 +135,7 @@ def held_out_sets(config: TrainConfig, run: Path) -> list[EvalSet]:
         bool(sets), f"data.validation.fraction {config.data.validation.fraction}: no sample is held out; give --data"
     )
     summary = run / SUMMARY
-    then = json.loads(summary.read_text(encoding="utf-8")).get("data") if summary.is_file() else None
+    then = read_json(summary).get("data") if summary.is_file() else None
     if then not in (None, sources.describe()):
         LOG.warning("the shards are not those that %s was trained on: it may have seen what is held out now", run)
     return sets

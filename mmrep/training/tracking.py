@@ -4,10 +4,14 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from mmrep.evaluation.metrics import shown
+from mmrep.files import read_json_lines, write_errors, write_text
 
 LOG = logging.getLogger("mmrep")
 
@@ -35,9 +39,10 @@ class Tracker:
         self._paused = 0.0
         if not active:
             return
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= first]
-        self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8")
+        kept = [line for line in read_json_lines(self._path) if line.get("step", first + 1) <= first]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        with write_errors(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps, initial=first, disable=not terminal, dynamic_ncols=True,
@@ -76,7 +81,7 @@ class Tracker:
         """Writes a line of evaluation metrics."""
         if self.active:
             self._write({"step": step, "evaluation": metrics})
-            text = "  ".join(f"{name} {100 * value:.1f}%" for name, value in metrics.items())
+            text = "  ".join(f"{name} {shown(name, value, 1)}" for name, value in metrics.items())
             self.say(f"{self.label}: step {step}: {text}")
 
     def say(self, message: str) -> None:
@@ -95,18 +100,13 @@ class Tracker:
         """Ends bar and file."""
         if self.active:
             self._bar.close()
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take has been said when it was written
+                self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; a last one cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+        with write_errors(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
 
 def _clock(seconds: float) -> str:

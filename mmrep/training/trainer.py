@@ -3,34 +3,34 @@
 import hashlib
 import json
 import logging
+import math
 import platform
 import statistics
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from mmrep import __version__, distributed
-from mmrep.config.checks import MmrepError
 from mmrep.config.tree import TrainConfig
 from mmrep.evaluation.suite import Result, evaluate, table, write_results
+from mmrep.files import locked, read_json_lines, whole_folder, write_json
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
 from mmrep.pooling.gem import exponents_of
 from mmrep.training.build import Run, build_run
 from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
-from mmrep.training.output import METRICS, SUMMARY
+from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY
+from mmrep.training.resume import is_finished, plain
 from mmrep.training.signals import Stopped, StopSignal
 
 LOG = logging.getLogger("mmrep")
-
-
-class Diverged(MmrepError):
-    """The loss is not finite any more."""
 
 
 def train(config: TrainConfig, resume_command: str, label: str = "train") -> Path:
@@ -46,57 +46,75 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
 
     Raises:
         ConfigError, DataError: see `build_run`.
-        Stopped: a signal ended the run; a checkpoint is written.
-        Diverged: the loss is not finite.
+        Stopped: a signal ended the run; a checkpoint is written where there was a step to keep.
+        Diverged: the loss or the model is not finite.
     """
     folder = Path(config.output_dir)
-    if config.resume == "auto" and (folder / SUMMARY).exists():
+    device = distributed.start()
+    distributed.advise(f"continue with: {resume_command}")
+    # The first process answers for all: it may change the folder before another one looks.
+    first = distributed.rank() == 0
+    if config.resume == "auto" and distributed.any_process(first and is_finished(config), device):
         LOG.info("%s is finished already: see %s", folder, folder / SUMMARY)
         return folder
-    run = build_run(config, label)
-    reset_peak_memory(run.device)
-    try:
-        fit(run, resume_command)
-        finish(run)
-    finally:
-        run.tracker.close()
+    with StopSignal() as stop, locked(folder) if first else nullcontext():
+        at_step: int | None = None
+        try:
+            run = build_run(config, label)
+            reset_peak_memory(run.device)
+            try:
+                at_step = run.first_step
+                fit(run, stop, resume_command)
+                at_step = config.training.steps
+                finish(run, stop)
+            except Exception as error:
+                if at_step == config.training.steps and not isinstance(error, Stopped) and first:
+                    LOG.warning("the trained model is kept; this goes on with its evaluation: %s", resume_command)
+                raise
+            finally:
+                run.tracker.close()
+        except KeyboardInterrupt as interrupt:
+            if stop.twice or not stop.name:
+                raise
+            when = "before the first step" if at_step is None else "after the last step, the trained model is kept"
+            raise Stopped(f"stopped by {stop.name} {when}; continue with:\n  {resume_command}") from interrupt
     return folder
 
 
-def fit(run: Run, resume_command: str) -> None:
+def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
     """The loop: fetch, forward, loss, step, log, evaluate, save."""
     config = run.config.training
     last_save = time.monotonic()
     run.wrapped.train()
-    with StopSignal() as stop:
-        for step, loaded in enumerate(run.batches(), start=run.first_step):
-            # Dropout, where the model has any, is drawn anew from (seed, step, rank): a resumed run repeats it.
-            torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
-            run.seen[1] += int(loaded.checksum)
-            batch = loaded.batch.to(run.device)
+    stop.patient = True
+    for step, loaded in enumerate(run.batches(), start=run.first_step):
+        # Dropout, where the model has any, is drawn anew from (seed, step, rank): a resumed run repeats it.
+        torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
+        run.seen[1] += int(loaded.checksum)
+        batch = loaded.batch.to(run.device)
 
-            loss = run.loss(run.wrapped(batch), batch)
-            loss.backward()
-            norm = clip(run)
-            set_learning_rate(run.optimizer, learning_rate(step, config.steps, run.config.optim))
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            run.model.clamp_logit_scale(run.config.loss.max_logit_scale)
+        loss = run.loss(run.wrapped(batch), batch)
+        loss.backward()
+        norm = clip(run)
+        set_learning_rate(run.optimizer, learning_rate(step, config.steps, run.config.optim))
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.model.clamp_logit_scale(run.config.loss.max_logit_scale)
 
-            done = step + 1
-            run.tracker.advance()
-            if at(done, config.log_every) or done == config.steps:
-                log(run, done, loss, norm)
-            if at(done, config.evaluate_every) and done < config.steps:
-                timed(run, validate, run, done)
-            stopping, due = agree(run, done, bool(stop), last_save)
-            if stopping or due or at(done, config.checkpoint_steps):
-                timed(run, run.save, done)
-                last_save = time.monotonic()
-            if stopping and done < config.steps:
-                raise Stopped(
-                    f"stopped by {stop.name or 'a signal'} after step {done}; continue with:\n  {resume_command}"
-                )
+        done = step + 1
+        run.tracker.advance()
+        if at(done, config.log_every) or done == config.steps:
+            log(run, done, loss, norm)
+        if at(done, config.evaluate_every) and done < config.steps:
+            timed(run, validate, run, done)
+        signalled = distributed.stops(done, stop.name)
+        # Always after the last step: what comes then may fail, and must not cost the training.
+        if signalled or done == config.steps or at(done, config.checkpoint_steps) or due(run, done, last_save):
+            timed(run, run.save, done)
+            last_save = time.monotonic()
+        if signalled and done < config.steps:
+            raise Stopped(f"stopped by {signalled} after step {done}; continue with:\n  {resume_command}")
+    stop.patient = False
 
 
 def at(done: int, every: int) -> bool:
@@ -104,17 +122,15 @@ def at(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def agree(run: Run, done: int, signalled: bool, last_save: float) -> tuple[bool, bool]:
-    """Whether a signal has come, and whether a checkpoint is due by time: the same answers on every process.
+def due(run: Run, done: int, last_save: float) -> bool:
+    """Return whether a checkpoint is due by time: the same answer on every process.
 
     Several processes ask each other at log steps only, where they wait for each other anyway.
     """
     config = run.config.training
-    if distributed.world_size() > 1 and not at(done, config.log_every):
-        return False, False
-    minutes = (time.monotonic() - last_save) / 60
-    due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
-    return distributed.any_process(signalled, run.device), distributed.any_process(due, run.device)
+    if config.checkpoint_minutes is None or (distributed.world_size() > 1 and not at(done, config.log_every)):
+        return False
+    return distributed.any_process((time.monotonic() - last_save) / 60 >= config.checkpoint_minutes, run.device)
 
 
 def clip(run: Run) -> torch.Tensor | None:
@@ -141,11 +157,9 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
     metrics |= exponent_range(run.model.image.pool)
     metrics |= run.watch.report(run.tracker.elapsed())
     run.tracker.log(step, **metrics)
-    if not torch.isfinite(torch.tensor(value)):
-        raise Diverged(
-            f"the loss is {value} at step {step}: lower optim.lr, set optim.clip_norm 1, or lengthen optim.warmup; "
-            f"earlier checkpoints in {run.folder / 'checkpoints'} are whole"
-        )
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise run.diverged(f"the {name.replace('_', ' ')} is {metrics[name]} at step {step}")
 
 
 def exponent_range(head: nn.Module) -> dict[str, float]:
@@ -183,28 +197,36 @@ def flatten(results: list[Result]) -> dict[str, float]:
     }
 
 
-def finish(run: Run) -> None:
-    """Writes final/, evaluates once on the test sets, measures costs, and last of all writes the summary."""
+def finish(run: Run, stop: StopSignal) -> None:
+    """Write final/, evaluate once on the test sets, measure costs, and last of all write the summary."""
+    if stop:  # it came in the last step
+        raise KeyboardInterrupt
     peak = peak_memory_mb(run.device)
+    final, steps = run.folder / FINAL, run.config.training.steps
     if run.accelerator.is_main_process:
-        save_model(run.model, run.folder / "final")
-    validate(run, run.config.training.steps)
+        with whole_folder(final, SafetensorError) as aside:
+            save_model(run.model, aside)
+    names = ", ".join(each.name for each in (*run.validation, *run.tests))
+    run.tracker.say(f"{run.tracker.label}: trained {steps} steps; {f'evaluating on {names}' if names else 'no sets'}")
+    validate(run, steps)
     checksum, bad = run.checksum(), run.watch.counts()["bad"]
     results = evaluate({run.folder.name: run.model}, run.tests, run.config.evaluation)
     if run.accelerator.is_main_process:
         about = describe(run)
         if results:
-            write_results(results, run.folder / "results.json", about)
+            write_results(results, run.folder / RESULTS, about)
             run.tracker.say(table(results))
+        run.tracker.say(f"{run.tracker.label}: measuring what the model costs")
         summary = {
-            "steps": run.config.training.steps,
+            "steps": steps,
             "batches": f"{checksum % 2**64:016x}",
             "bad_samples": bad,
             "cost": costs(run, peak),
             **about,
+            "config": plain(run.config.to_dict()),
         }
-        (run.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        run.tracker.say(f"done: {run.folder / 'final'}")
+        write_json(run.folder / SUMMARY, summary)
+        run.tracker.say(f"done: {final}")
     distributed.barrier()
 
 
@@ -223,8 +245,7 @@ def costs(run: Run, peak_mb: float) -> dict[str, float]:
 
 def logged_rates(metrics: Path) -> list[float]:
     """Pairs per second at every logged step of a metrics file."""
-    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    return [record["pairs_per_s"] for record in records if "pairs_per_s" in record]
+    return [record["pairs_per_s"] for record in read_json_lines(metrics) if "pairs_per_s" in record]
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mmrep.data.ledger import Ledger
 from mmrep.data.loader import Loaded, Steps
 from mmrep.data.pairs import Seconds
 from mmrep.data.tar import DataError
+from mmrep.files import read_json_lines, write_errors, write_text
 
 LOG = logging.getLogger("mmrep")
 
@@ -74,16 +75,16 @@ class DataWatch:
             rank = place.name.removeprefix(f"{BAD_SAMPLES}.rank").removesuffix(".jsonl")
             # There may have been more processes than now.
             if int(rank) % distributed.world_size() == distributed.rank():
-                lines = place.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["slot"] < slot]
-                place.write_text("".join(kept), encoding="utf-8")
+                kept = [line for line in read_json_lines(place) if line.get("slot", slot) < slot]
+                write_text(place, "".join(json.dumps(line) + "\n" for line in kept))
 
     def arrived(self, loaded: Loaded, waited: float) -> None:
         """A batch is there, after so many seconds of waiting."""
         self._waited += waited
         self._loading += loaded.seconds
         if self._ledger:
-            self._ledger.write(self._step, loaded.batch.ids.numpy())
+            with write_errors(self._folder / "ledger"):
+                self._ledger.write(self._step, loaded.batch.ids.numpy())
         self._step += 1
         for bad in loaded.bad:
             self._bad += 1
@@ -91,7 +92,8 @@ class DataWatch:
             if self._logged <= _LOGGED:
                 more = "; further ones are in the file only" if self._logged == _LOGGED else ""
                 LOG.warning("skipped, another sample takes its place: %s%s", bad.reason, more)
-            with (self._folder / f"{BAD_SAMPLES}.rank{distributed.rank()}.jsonl").open("a", encoding="utf-8") as file:
+            place = self._folder / f"{BAD_SAMPLES}.rank{distributed.rank()}.jsonl"
+            with write_errors(place), place.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(bad._asdict()) + "\n")
 
     def report(self, seconds: float) -> dict[str, float]:

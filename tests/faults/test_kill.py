@@ -80,7 +80,10 @@ def test_a_full_disk_costs_no_older_checkpoint(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="can't write checkpoint: .*; older checkpoints are untouched"):
+        with pytest.raises(
+            CheckpointError,
+            match="step_00000002: can't be written: .*; free some space, .*; older checkpoints are untouched$",
+        ):
             save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -5,11 +5,15 @@ import shlex
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import start
+
+from mmrep.config.checks import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -60,6 +64,95 @@ def test_command_of_the_readme(words: list[str], monkeypatch: pytest.MonkeyPatch
         assert {"--config", "--output_dir"} <= set(args.training_script_args)
         assert args.mixed_precision == "no"
         assert args.num_machines == 1 or args.main_process_ip
+
+
+def shown_in_the_readme() -> list[list[str]]:
+    """The commands of the main README that start with accelerate."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    return [shlex.split(line.partition("#")[0]) for line in lines if line.startswith("accelerate launch")]
+
+
+def say_who_is_here(rank: int) -> None:
+    """Join the other processes, as every verb does, and say what is found."""
+    from accelerate import PartialState
+
+    from mmrep import distributed
+
+    device, state = distributed.start(), PartialState()
+    counts = (distributed.world_size(), state.num_processes)
+    sys.stderr.write(f"{(distributed.rank(), *counts, device.type)}\n")
+    distributed.barrier()
+
+
+def environment_of(words: list[str]) -> tuple[int, dict[str, str]]:
+    """The processes that an `accelerate launch` command starts, and what it puts into their environment."""
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    args = parsed(words)
+    count = max(args.num_processes, 1)  # a process a GPU, and there are none
+    found = prepare_multi_gpu_env(args) if count > 1 else prepare_simple_launcher_cmd_env(args)[1]
+    keep = ("ACCELERATE_", "OMP_", "FSDP_")
+    return count, {key: value for key, value in found.items() if key.startswith(keep)}
+
+
+def test_commands_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch, Accelerate and the launcher agree on the processes (two stand for more), or a loss would be wrong."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    seen = {}
+    for words in (*commands(), *shown_in_the_readme()):
+        if words[0] == "accelerate":
+            count, environment = environment_of(words)
+            seen[min(count, 2), tuple(sorted(environment.items()))] = words
+    assert {world for world, _ in seen} == {1, 2}
+    for number, ((world, environment), words) in enumerate(seen.items()):
+        started = start(["--version"], tmp_path / str(number), say_who_is_here, world, dict(environment))
+        assert started.end() == [0] * world, (words, started.said())
+        said = [file.read_text() for file in started.errors]
+        assert all(repr((rank, world, world, "cpu")) in said[rank] for rank in range(world)), said
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, which mmrep does not use"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "asks for gradient accumulation over 4 steps"),
+        (
+            {"WORLD_SIZE": "2"},
+            r"the launcher says 2 processes \(WORLD_SIZE\), Accelerate 1, torch.distributed 1: start",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, r"the launcher says 2 processes \(OMPI_COMM_WORLD_SIZE\), Accelerate 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected the number of processes, got 'two'"),
+    ],
+)
+def test_what_a_launcher_asks_for_and_is_not_done(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import PartialState
+
+    from mmrep import distributed
+
+    PartialState()  # of one process, whatever the environment says afterwards
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("mmrep.agreement.end_with_launcher", lambda launched: None)
+    with pytest.raises(ConfigError, match=message):
+        distributed.start()
+
+
+def test_the_launchers_precision_is_not_used_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mmrep import distributed
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    distributed.check_precision("bf16")
+    assert not caplog.text
+    distributed.check_precision("fp32")
+    distributed.check_launcher()
+    assert "mixed_precision bf16 is not used: training.precision decides, and is fp32" in caplog.text
+    assert "dynamo backend INDUCTOR is not used: --training.compile true" in caplog.text
 
 
 @pytest.mark.parametrize("file", sorted({word for words in commands() for word in words if word.endswith(SUFFIXES)}))

@@ -192,7 +192,7 @@ def test_the_sweep_runs_in_the_precision_of_training(
 
     monkeypatch.setattr("mmrep.training.sweep_run.sweep", spy)
     for run in runs.values():
-        sweep_run(run.folder, run.config, SweepConfig([1.0]), output=tmp_path, evaluation=SPEED)
+        sweep_run(run.folder, run.config, SweepConfig([1.0]), output=tmp_path / run.folder.name, evaluation=SPEED)
     assert found == ["fp32", "bf16"]
 
 

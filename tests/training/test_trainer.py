@@ -17,9 +17,9 @@ import torch
 import mmrep
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import TrainConfig
-from mmrep.training.checkpoint import list_checkpoints
+from mmrep.training.checkpoint import Diverged, list_checkpoints
 from mmrep.training.signals import Stopped
-from mmrep.training.trainer import Diverged, train
+from mmrep.training.trainer import train
 
 Recipe = Callable[..., TrainConfig]
 
@@ -185,7 +185,9 @@ def test_a_damaged_checkpoint_is_passed_over(recipe: Recipe, caplog: pytest.LogC
 def test_checkpoint_of_another_model_is_refused(recipe: Recipe) -> None:
     run = train(recipe(), "")
     (run / "summary.json").unlink()
-    with pytest.raises(ConfigError, match=r"of another model: .*log_exponent"):
+    with pytest.raises(
+        ConfigError, match=r"model.pool.name = ggem, not avg: restore it, .* insist with --resume_changes allow$"
+    ):
         train(resumed(recipe(model={"pool": "avg"})), "")
 
 

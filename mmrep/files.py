@@ -1,0 +1,199 @@
+"""Files and folders that are there as a whole or not at all, and the lock on a folder that one process writes to."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmrep.config.checks import ConfigError, MmrepError
+
+LOG = logging.getLogger("mmrep")
+
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class WriteError(MmrepError):
+    """A file could not be written: the disk is full or the folder is read-only. Exit status 1."""
+
+
+class DamagedFile(MmrepError):
+    """A file that is not what it should be: empty, cut off, or with other content. Exit status 1."""
+
+
+@contextmanager
+def write_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """Turn an error of writing into one line that names the file and what to do.
+
+    Args:
+        path: what is written.
+        also: exceptions besides OSError that a writer raises when it can't write.
+
+    Raises:
+        WriteError: the body could not write.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        code = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        advice = "; free some space, then run the same command again" if number in _FULL else ""
+        if number in _CLOSED:
+            advice = "; make the folder writable, or choose another one"
+        raise WriteError(f"{path}: can't be written: {reason}{advice}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a place to write to; the file gets its name once it is complete and on the disk.
+
+    Raises:
+        WriteError: it could not be written; an older file of that name stays.
+    """
+    part = path.with_name(f".writing-{path.name}-{uuid.uuid4().hex}")
+    with write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            flush(part)
+            part.replace(path)
+            flush(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path, *also: type[Exception]) -> Iterator[Path]:
+    """Yield an empty folder to fill; it gets its name once all in it is complete and on the disk.
+
+    Args:
+        path: the folder; one that is there already is replaced.
+        also: see `write_errors`.
+
+    Raises:
+        WriteError: it could not be written; an older folder of that name stays.
+    """
+    aside, old = (path.with_name(f".{what}-{path.name}") for what in ("writing", "old"))
+    with write_errors(path, *also):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            yield aside
+            for place in sorted(aside.rglob("*")):
+                flush(place)
+            flush(aside)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+            aside.rename(path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as a whole; see `whole_file`."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write a JSON file as a whole; see `whole_file`."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it is empty, cut off, or no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        empty = isinstance(error, ValueError) and path.stat().st_size == 0
+        raise DamagedFile(f"{path}: {'empty' if empty else 'cut off or damaged, not JSON'}") from error
+    if not isinstance(content, dict):
+        raise DamagedFile(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the objects of a file of JSON lines; what a crash has cut off or damaged is left out, with a warning."""
+    found, damaged = [], 0
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    for line in lines[:-1]:
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, dict):
+            found.append(content)
+        else:
+            damaged += 1
+    if damaged:
+        LOG.warning("%s: %d damaged lines are left out", path, damaged)
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made where it is missing.
+
+    The lock is one of POSIX: it ends with the process that holds it, its children do not inherit it, NFS has it too.
+
+    Raises:
+        ConfigError: another process holds the folder.
+        WriteError: nothing can be written there.
+    """
+    place = folder / LOCK
+    with write_errors(place):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = place.open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise ConfigError(
+                    f"{folder}: {holder} is writing there; wait for it, stop it, or choose another --output_dir"
+                ) from error
+            LOG.warning("%s: this file system has no locks (%s): start no second run there", folder, error.strerror)
+        with write_errors(place):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
