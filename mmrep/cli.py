@@ -15,6 +15,7 @@ from pathlib import Path
 from mmrep import __version__, agreement
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.tree import CompareConfig, TrainConfig
+from mmrep.markup import printable
 from mmrep.options import config_files, parse_config, read_configs
 from mmrep.terminal import Parser, say
 from mmrep.training.output import check_kind, check_output
@@ -22,6 +23,8 @@ from mmrep.training.signals import Stopped
 
 DONE, FAILED, WRONG_USE, RESUMABLE = 0, 1, 2, 75
 _OWN_MISTAKE_SECONDS = 5.0
+_LONGEST = 1000
+"""Characters of an error, whatever a file or an option holds."""
 
 _HELP = f"""mmrep {__version__}: which pooling should turn the patch tokens of a ViT into an image embedding?
 
@@ -87,7 +90,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+    line = printable(" ".join(str(error).split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def _fail(text: str, status: int) -> int:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmrep.config.checks import ConfigError, require
+from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.strict_yaml import LARGEST_TEXT, read_yaml
 
@@ -171,7 +171,7 @@ def check_keys(kind: Any, content: dict[Any, Any], place: str = "") -> None:
         if key not in types:
             near = difflib.get_close_matches(str(key), types, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(types)}"
-            raise ConfigError(f"unknown key {f'{place}{key}'!r}; {hint}")
+            raise ConfigError(f"unknown key {quoted(f'{place}{key}')}; {hint}")
         kinds = (types[key], *typing.get_args(types[key]))
         inner = next((each for each in kinds if dataclasses.is_dataclass(each)), None)
         several = typing.get_origin(types[key]) is list and isinstance(value, list)
@@ -180,7 +180,7 @@ def check_keys(kind: Any, content: dict[Any, Any], place: str = "") -> None:
             if inner and isinstance(part, dict):
                 check_keys(inner, part, f"{own}.")
             elif inner and several:
-                raise ConfigError(f"{own}: expected keys and values, as in {{path: DIR}}, got {part!r}")
+                raise ConfigError(f"{own}: expected keys and values, as in {{path: DIR}}, got {quoted(part)}")
 
 
 def _explain(error: Exception, valid: list[str]) -> str:

@@ -90,6 +90,7 @@ class ImageConfig:
 
 def _check_trunk_args(args: dict[str, Any]) -> None:
     """Refuse arguments of a trunk that are not in TRUNK_ARGS, no plain values, or absurd."""
+    require(isinstance(args, dict), f"model.image.args: expected keys and values, got {quoted(args)}")
     for name, value in args.items():
         where = f"model.image.args.{str(name)[:80]}"
         if name not in TRUNK_ARGS:
