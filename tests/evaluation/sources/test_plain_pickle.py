@@ -213,7 +213,7 @@ LATIN = b"c_codecs\nencode\n"
 BOMBS: dict[str, tuple[bytes, str]] = {
     "levels": (b"\x80\x02" + b")" + b"\x85" * 19_000 + b".", "levels deep"),
     "doubling": (DOUBLED + b".", "more than 20,000 items|levels deep"),
-    "wide doubling": (b"\x80\x02](" + b"K\x01" * 3000 + b"eq\0](" + b"h\0" * 3000 + b"e\x86.", "more than 20,000 items"),
+    "wide doubling": (b"\x80\x02](" + b"K\x01" * 3000 + b"eq\0](" + b"h\0" * 3000 + b"e\x86.", "than 20,000 items"),
     "contains itself": (b"\x80\x02]q\x00h\x00a.", "levels deep"),
     "marks": (b"\x80\x02" + b"(" * 15_000 + b"t" * 15_000 + b".", "more than 20,000 pickle opcodes"),
     "marks and their ends": (b"\x80\x02" + b"(" * 9_000 + b"t" * 9_000 + b".", "levels deep"),
