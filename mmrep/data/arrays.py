@@ -1,6 +1,7 @@
 """Files of arrays (.npz): written whole or not at all, and read within their own size."""
 
 import io
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from mmrep.data.regular import regular_stat
 
-_ERRORS = (
+ARRAY_ERRORS = (
     OSError, ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
-    NotImplementedError, RuntimeError, SyntaxError, RecursionError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, RuntimeError, SyntaxError, RecursionError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 """What zipfile and numpy raise for damaged files."""
 
@@ -56,12 +58,17 @@ def read_arrays(data: bytes) -> dict[str, NDArray] | None:
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > len(data):
                 return None
-            return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
-    except _ERRORS:
+            return {member.filename.removesuffix(".npy"): read_array(archive.read(member)) for member in members}
+    except ARRAY_ERRORS:
         return None
 
 
-def _array(data: bytes) -> NDArray:
+def read_array(data: bytes) -> NDArray:
+    """The array of an .npy file, for which no more memory is taken than the file has bytes.
+
+    Raises:
+        one of ARRAY_ERRORS: damaged, or of objects.
+    """
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -30,7 +30,7 @@ _TABLES: dict[str, tuple[str, type | None]] = {
     "identities": ("u", np.uint64), "listed": ("i", np.int64),
 }  # fmt: skip
 """Kind of each table, and its type where it has only one."""
-_MOST_BYTES, _MOST_SAMPLES = 256 << 20, 1 << 40
+_MOST_BYTES, _MOST_NAME, _MOST_SAMPLES = 256 << 20, 4096, 1 << 40
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards)."""
@@ -223,8 +223,10 @@ def _fault(arrays: dict[str, NDArray]) -> str:
         b"\n".join(arrays["addresses"].tolist()).decode("utf-8")
     except UnicodeDecodeError:
         return "addresses: not UTF-8"
-    if (arrays["samples"] > _MOST_SAMPLES).any() or not all(arrays["addresses"].tolist()):
-        return f"samples or addresses: a shard without a name, or of more than {_MOST_SAMPLES:,} samples"
+    if not all(0 < len(address) < _MOST_NAME for address in arrays["addresses"].tolist()):
+        return f"addresses: a shard without a name, or one of {_MOST_NAME:,} bytes and more"
+    if (arrays["samples"] > _MOST_SAMPLES).any():
+        return f"samples: a shard of more than {_MOST_SAMPLES:,}"
     return ""
 
 
