@@ -87,7 +87,7 @@ def _shards(config: SetConfig, folder: str) -> list[Shard]:
     if text is None:
         raise _missing_split(config, folder)
     text = text.strip()
-    counted = re.fullmatch(r"[0-9]{1,7}", text) is not None and int(text) > 0
+    counted = re.fullmatch(r"[0-9]{1,6}", text) is not None and int(text) > 0
     require(counted, f"{split}/nshards.txt: expected a number, got {text[:40]!r}")
     places = [f"{split}/{shard}.tar" for shard in range(int(text))]
     if is_remote(folder):
