@@ -29,7 +29,7 @@ from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded
 
 REPLACEMENTS = 16
 """Samples that are tried in place of one that can't be used."""
-_DECODER = f"1, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
+_DECODER = f"2, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
 """Another one may give other pixels."""
 _LEAST_BYTES = 3 * 16 * 16
 """Of a decoded image; where even images of this size are too many, their headers need not be read."""
