@@ -17,6 +17,7 @@ Box = tuple[int, int, int, int]
 MOST_DISCARDED = 16
 """A picture that is enlarged to at most this many times the pixels that are kept is resized whole, then cut."""
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_NO_RANGE = "{} pixels, which have no range that all agree on; store 8 or 16 bits"
 _SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
 """Pixels on each side that Pillow's filters look at; times the factor where a picture is made smaller."""
 
@@ -24,16 +25,22 @@ _SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
 def rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """Return a picture of any mode as RGB: alpha is dropped, 16 bits are scaled to 8.
 
+    Integers of 32 bits are what their largest value fits into, 8 or 16 bits.
+
     Raises:
-        ValueError: 32-bit or float pixels, which have no range that all agree on; a mode without a way to RGB.
+        ValueError: float pixels, or integers of more bits, which have no range that all agree on; a mode without a way
+            to RGB.
     """
-    if picture.mode in ("F", "I"):
-        kind = "float" if picture.mode == "F" else "32-bit integer"
-        raise ValueError(f"{kind} pixels, which have no range that all agree on; store 8 or 16 bits")
-    if picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I"):
         # Pillow would clip these at 255 instead of scaling them.
-        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        values = np.asarray(picture)
+        deep = picture.mode != "I" or values.max(initial=0) > 255
+        if picture.mode == "I" and not 0 <= values.min(initial=0) <= values.max(initial=0) < 65_536:
+            raise ValueError(_NO_RANGE.format("32-bit integer"))
+        grey = (values >> 8 if deep else values).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError(_NO_RANGE.format("float"))
     if picture.mode == "RGBa" or (picture.mode == "P" and "transparency" in picture.info):
         picture = picture.convert("RGBA")  # the same colours; Pillow warns of such palettes, and knows no other way
     return np.array(picture.convert("RGB"))

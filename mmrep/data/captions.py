@@ -137,7 +137,7 @@ class Captioner:
             )
             for template in self.templates:
                 if "{c}" not in template:
-                    raise ConfigError(f"{where}.templates: {template!r} has no {{c}} for the class name")
+                    raise ConfigError(f"{where}.templates: {template[:80]!r} has no {{c}} for the class name")
             self.groups = [group_id(name) for name in self.classnames]
         self.digest = group_id(repr((self.kinds, self._bounds, self.classnames, self.templates)))
 

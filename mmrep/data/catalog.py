@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
+from mmrep.data.arrays import read_arrays, read_file, write_arrays
 from mmrep.data.img2dataset import check_against, stats_of
-from mmrep.data.indexing import load_index, read_arrays, write_arrays
-from mmrep.data.regular import read_regular, regular_stat
+from mmrep.data.indexing import load_index
+from mmrep.data.regular import regular_stat
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
 from mmrep.data.spelling import absolute
@@ -23,6 +24,13 @@ CATALOG_VERSION = 2
 _THREADS = 8
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
 _FNV_PRIME = np.uint64(0x100000001B3)
+
+_TABLES: dict[str, tuple[str, type | None]] = {
+    "addresses": ("S", None), "samples": ("i", np.int64), "sizes": ("i", np.int64), "digests": ("S", None),
+    "identities": ("u", np.uint64), "listed": ("i", np.int64),
+}  # fmt: skip
+"""Kind of each table, and its type where it has only one."""
+_MOST_BYTES, _MOST_NAME, _MOST_SAMPLES = 256 << 20, 4096, 1 << 40
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards)."""
@@ -103,7 +111,7 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
     with ThreadPoolExecutor(threads) as pool:
         stamps = np.array(list(pool.map(_stamp, shards)), dtype=np.int64)
         known = read_arrays(place.read_bytes()) if place.is_file() else None
-        if known and _is_catalog(known) and np.array_equal(known.get("stamps", []), stamps):
+        if known and not _fault(known) and np.array_equal(known.get("stamps", []), stamps):
             return _from_arrays(known)
         rows = []
         for row in pool.map(_row, shards, stamps[:, 0].tolist()):
@@ -173,17 +181,16 @@ def read_catalog(place: str) -> Catalog:
     else:
         place = str(Path(place).expanduser())
         try:
-            data = read_regular(Path(place))
+            data = read_file(Path(place), _MOST_BYTES)
         except OSError as error:
-            raise ConfigError(f"{place}: {error.strerror}") from error
+            raise ConfigError(f"{place}: {error.strerror or error}") from error
     arrays = read_arrays(data or b"")
     again = f"`mmrep data index SHARDS --catalog {place}` writes one"
-    if arrays and "version" in arrays and arrays["version"].tolist() != CATALOG_VERSION:
-        raise ConfigError(f"{place}: a catalog of version {arrays['version']}, expected {CATALOG_VERSION}; {again}")
-    if arrays is None or not arrays.keys() >= {*Catalog.__annotations__, "version"}:
+    if arrays is None:
         raise ConfigError(f"{place}: not a catalog, or damaged; {again}")
-    if {arrays[name].shape for name in Catalog.__annotations__} != {(max(arrays["addresses"].size, 1),)}:
-        raise ConfigError(f"{place}: a catalog without shards, or with tables of different lengths; {again}")
+    fault = _fault(arrays)
+    if fault:
+        raise ConfigError(f"{place}: {fault}; {again}")
     folder = place.rpartition("/")[0]
     if folder:
         prefix = f"{folder}/".encode()
@@ -196,8 +203,31 @@ def _stands_alone(name: bytes) -> bool:
     return name.startswith(b"/") or b"://" in name
 
 
-def _is_catalog(arrays: dict[str, NDArray]) -> bool:
-    return arrays.keys() >= {*Catalog.__annotations__, "version"} and bool(arrays["version"] == CATALOG_VERSION)
+def _fault(arrays: dict[str, NDArray]) -> str:
+    """Return what is wrong with the tables of a catalog file; empty where nothing is."""
+    version = arrays.get("version", np.empty(0))
+    if version.ndim or version.dtype.kind not in "iu":
+        return "not a catalog, or damaged: no version"
+    if version != CATALOG_VERSION:
+        return f"a catalog of version {version}, expected {CATALOG_VERSION}"
+    count = arrays["addresses"].size if "addresses" in arrays else 0
+    for name, (kind, dtype) in _TABLES.items():
+        table = arrays.get(name)
+        if table is None:
+            return f"not a catalog, or damaged: no {name}"
+        if table.shape != (count,) or not count:
+            return f"{name}: {table.shape} values; a catalog without shards, or with tables of different lengths"
+        if table.dtype.kind != kind or (dtype and table.dtype != dtype) or (kind == "i" and (table < 0).any()):
+            return f"{name}: {table.dtype} values that no catalog has there"
+    try:
+        b"\n".join(arrays["addresses"].tolist()).decode("utf-8")
+    except UnicodeDecodeError:
+        return "addresses: not UTF-8"
+    if not all(0 < len(address) < _MOST_NAME for address in arrays["addresses"].tolist()):
+        return f"addresses: a shard without a name, or one of {_MOST_NAME:,} bytes and more"
+    if (arrays["samples"] > _MOST_SAMPLES).any():
+        return f"samples: a shard of more than {_MOST_SAMPLES:,}"
+    return ""
 
 
 def _to_arrays(catalog: Catalog) -> dict[str, NDArray]:

@@ -180,6 +180,8 @@ def _notes(data: bytes, max_pixels: int) -> list[str]:
             notes.append("CMYK, converted to RGB without a colour profile")
         if _bits(image, data) == 16:
             notes.append("16-bit, scaled to 8")
+        if image.mode == "I":
+            notes.append("32-bit integers, taken for 8 bits if none is above 255, else for 16")
         if image.mode == "P" and "transparency" in image.info:
             notes.append("palette with transparency, which is dropped")
         elif image.has_transparency_data:

@@ -9,6 +9,7 @@ from mmrep.data.regular import read_regular
 from mmrep.data.tar import DataError
 
 _REASONS_SHOWN = 3
+_MOST = 2**53
 
 
 class ShardStats(NamedTuple):
@@ -41,7 +42,9 @@ def stats_of(shard: Path) -> ShardStats | None:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}; remove it if the download can't be accounted for") from error
+        raise DataError(
+            f"{path}: not JSON: {str(error)[:200]}; remove it if the download can't be accounted for"
+        ) from error
     rows, successes, lost, shrunk = (
         _number(stats, name, path) for name in ("count", "successes", "failed_to_download", "failed_to_resize")
     )
@@ -53,8 +56,9 @@ def stats_of(shard: Path) -> ShardStats | None:
 
 def _number(stats: object, name: str, path: Path) -> int:
     value = stats.get(name) if isinstance(stats, dict) else None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise DataError(f"{path}: expected a number under {name!r}, got {str(value)[:40]}; is it img2dataset's?")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        got = repr(value)[:40]
+        raise DataError(f"{path}: expected a number under {name[:40]!r}, got {got}; is it img2dataset's?")
     return value
 
 
@@ -62,7 +66,12 @@ def _reasons(stats: dict[str, object], path: Path, missing: int) -> dict[str, in
     """Failures by reason; what no reason is given for stands under `other`."""
     status = stats.get("status_dict")
     status = status if isinstance(status, dict) else {}
-    failed = {reason: _number(status, reason, path) for reason in status if reason != "success"}
+    # As it may be shown: status texts are servers' words.
+    failed: dict[str, int] = {}
+    for reason in status:
+        if reason != "success":
+            shown = "".join(character if character.isprintable() else "?" for character in reason[:80])
+            failed[shown] = failed.get(shown, 0) + _number(status, reason, path)
     other = missing - sum(failed.values())
     return failed | ({"other": other} if other > 0 else {})
 

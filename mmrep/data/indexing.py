@@ -1,11 +1,9 @@
 """Indexes of shards: built from the tar, kept in files beside it or in the cache."""
 
 import hashlib
-import io
 import logging
-import uuid
-import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,16 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
+from mmrep.data.arrays import read_arrays, read_file, write_arrays
 from mmrep.data.regular import regular_stat
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
-from mmrep.data.tar import DataError, walk_tar
+from mmrep.data.tar import HEADER_BYTES, DataError, walk_tar
 
 LOG = logging.getLogger("mmrep")
 INDEX_VERSION = 1
 SIDECAR = ".index.npz"
-_ARRAY_ERRORS = (
-    OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
+_MOST_BYTES, _SPARE_BYTES = 256 << 20, 1 << 20
+"""Size of an index file where the shard's is not known; what it may have beyond the shard's."""
 
 
 def build_index(path: Path) -> ShardIndex:
@@ -104,12 +101,11 @@ def _load_local(path: Path) -> ShardIndex:
     for place in (sidecar(path), cached_sidecar(path)):
         if not place.is_file():
             continue
-        index = _read_index(path, place.read_bytes())
-        if index is None:
+        try:
+            index = _of_file(path, place, stamp[0])
+        except ValueError as error:
             if place == sidecar(path):
-                LOG.warning(
-                    "%s is damaged or of another version, and not used; `mmrep data index` makes it anew", place
-                )
+                LOG.warning("%s is not used: %s; `mmrep data index` makes it anew", place, error)
             continue
         if index.stamp == stamp:
             return index
@@ -125,16 +121,35 @@ def _load_local(path: Path) -> ShardIndex:
     return index
 
 
+def _of_file(path: Shard, place: Path, size: int | None) -> ShardIndex:
+    """The index in a file.
+
+    Raises:
+        ValueError: it is damaged, can't be read, or is larger than the shard of `size` bytes that it is made of.
+    """
+    try:
+        return _read_index(path, read_file(place, (_MOST_BYTES if size is None else size) + _SPARE_BYTES))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+
+
 def _load_remote(path: RemoteShard) -> ShardIndex:
     from mmrep.data.remote import read_remote, remote_size
 
     size = path.size if path.size is not None else remote_size(path.address)
     place = cached_sidecar(path)
-    index = _read_index(path, place.read_bytes()) if place.is_file() else None
-    if index is not None and index.stamp[0] == size:
-        return index
+    if place.is_file():
+        with suppress(ValueError):
+            known = _of_file(path, place, size)
+            if known.stamp[0] == size:
+                return known
     beside = read_remote(path.address + SIDECAR, missing_ok=True)
-    index = None if beside is None else _read_index(path, beside)
+    index: ShardIndex | None = None
+    if beside is not None:
+        try:
+            index = _read_index(path, beside)
+        except ValueError as error:
+            LOG.warning("%s is not used: %s", path.address + SIDECAR, error)
     if index is None or not index.crcs or index.stamp[0] != size:
         with path.open() as held:
             index = _index(held.path, path, (held.path.stat().st_size, 0))
@@ -159,43 +174,54 @@ def write_index(index: ShardIndex, place: Path) -> None:
     write_arrays(arrays, place)
 
 
-def write_arrays(arrays: dict[str, Any], place: Path) -> None:
-    """Writes an .npz file: into a temporary one, then renamed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile, whose files nobody else may read: shards and their indexes are shared.
-    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _read_index(path: Shard, data: bytes) -> ShardIndex:
+    """The index in an index file.
 
-
-def read_arrays(data: bytes) -> dict[str, NDArray] | None:
-    """The arrays of an .npz file; None where it is damaged."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except _ARRAY_ERRORS:
-        return None
-
-
-def _read_index(path: Shard, data: bytes) -> ShardIndex | None:
-    """The index in an index file; None where it is damaged or of another version."""
+    Raises:
+        ValueError: what is wrong with it, if it is damaged or of another version.
+    """
     arrays = read_arrays(data)
+    if arrays is None:
+        raise ValueError("damaged, or not an .npz file as `mmrep data index` writes it")
+    stamp, keys, digest = (arrays.pop(name, np.empty(0)) for name in ("stamp", "keys", "digest"))
+    _expect(stamp.dtype == np.int64 and stamp.shape == (3,), "stamp")
+    if stamp[0] != INDEX_VERSION:
+        raise ValueError(f"of version {stamp[0]}, expected {INDEX_VERSION}")
+    _expect(keys.dtype.kind == "S" and keys.ndim == 1 and len(keys) > 0 and _are_text(keys), "keys")
+    parts: dict[str, dict[str, NDArray]] = {"member": {}, "crc": {}}
+    for name, array in arrays.items():
+        kind, _, extension = name.partition(":")
+        _expect(kind in parts and bool(extension), name)
+        if kind == "member":
+            _expect(_are_places(array, len(keys), int(stamp[1])), name)
+        else:
+            _expect(array.dtype == np.uint32 and array.shape == keys.shape, name)
+        parts[kind][extension] = array
+    members, crcs = parts["member"], parts["crc"]
+    _expect(bool(members) and (not crcs or crcs.keys() == members.keys()), "members or crcs")
+    _expect(digest.dtype.kind == "U" and not digest.ndim and str(digest) == _digest(keys, members), "digest")
+    return ShardIndex(path, keys, members, str(digest), (int(stamp[1]), int(stamp[2])), crcs)
+
+
+def _expect(condition: bool, field: str) -> None:
+    if not condition:
+        raise ValueError(f"damaged: unexpected content under {field[:80]!r}")
+
+
+def _are_places(places: NDArray, samples: int, size: int) -> bool:
+    """Return whether an array holds offsets and sizes of members within a shard of `size` bytes, -1 for none."""
+    if places.dtype != np.int64 or places.shape != (samples, 2):
+        return False
+    offsets, sizes = places.T
+    absent = (offsets == -1) & (sizes == -1)
+    # Compared without a sum, which could overflow.
+    within = (offsets >= HEADER_BYTES) & (sizes >= 0) & (offsets <= size) & (sizes <= size - offsets)
+    return bool((absent | within).all())
+
+
+def _are_text(keys: NDArray) -> bool:
     try:
-        if arrays is None or arrays["stamp"][0] != INDEX_VERSION:
-            return None
-        parts: dict[str, dict[str, NDArray]] = {"member": {}, "crc": {}}
-        for name, array in arrays.items():
-            kind, _, extension = name.partition(":")
-            if extension:
-                parts[kind][extension] = array
-        size, changed = arrays["stamp"][1:].tolist()
-        keys, members = arrays["keys"], parts["member"]
-        index = ShardIndex(path, keys, members, str(arrays["digest"]), (size, changed), parts["crc"])
-    except (KeyError, ValueError, IndexError, TypeError):
-        return None
-    whole = index.digest == _digest(keys, members) and (not index.crcs or index.crcs.keys() == members.keys())
-    return index if whole else None
+        b"\n".join(keys.tolist()).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

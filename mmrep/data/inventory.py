@@ -20,7 +20,10 @@ def name_difference(place: Path, sources: Sources) -> str:
     """What differs between the shards of an inventory and those of now; empty where nothing does, or nobody knows."""
     if not place.is_file():
         return ""
-    before = _table(place.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    try:
+        before = _table(place.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except ValueError:
+        return f"{place} is damaged, so that nobody knows which"
     now = _table(_lines(sources))
     found = [f"{name} is gone" for name in before if name not in now]
     found += [f"{name} is new" for name in now if name not in before]

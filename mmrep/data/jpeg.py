@@ -15,7 +15,6 @@ _ORDINARY_SCANS = 20
 """Encoders write 10 to 15 scans of a progressive file."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-_ENDS_EARLY = "Premature end of JPEG file"
 _PADDINGS = 64
 """Paddings that are taken out of one file; each takes another decoding."""
 _SOF0, _SOF1, _SOF2, _SOS, _APP0, _ADOBE, _COMMENT = 0xC0, 0xC1, 0xC2, 0xDA, 0xE0, 0xEE, 0xFE
@@ -147,17 +146,14 @@ def _sound(data: bytes, colours: str) -> bytes:
 def _without_padding(data: bytes, complaint: str) -> bytes | None:
     """Return a file without the bytes behind the compressed data that a complaint is about; None: they may be pixels.
 
-    Zeros before a marker are padding. An end marker may be missing if everything before it is there, which only a
-    single scan can show: the next ones of a progressive file refine the pixels.
+    Zeros before a marker are padding.
     """
     extraneous = _EXTRANEOUS.search(complaint)
-    if extraneous:
-        marker = bytes([0xFF, int(extraneous[2], 16)])
-        padded = bytes(int(extraneous[1])) + marker
-        return data.replace(padded, marker, 1) if padded in data else None
-    if complaint == _ENDS_EARLY and data.count(b"\xff\xda") == 1 and not data.endswith(b"\xff\xd9"):
-        return data + b"\xff\xd9"
-    return None
+    if extraneous is None:
+        return None
+    marker = bytes([0xFF, int(extraneous[2], 16)])
+    padded = bytes(int(extraneous[1])) + marker
+    return data.replace(padded, marker, 1) if padded in data else None
 
 
 def _plain_header(data: bytes, colours: str) -> tuple[bytes, int] | None:

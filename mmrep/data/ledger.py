@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.arrays import read_file
 from mmrep.data.loader import Steps
+from mmrep.data.tar import DataError
 
 FOLDER = "ledger"
 _PLAN = "plan.json"
+_MOST_BYTES = 64 << 20
 _ROW = 3
 """Numbers of a pair: its slot, the sample that the order put there, the sample that was used."""
 
@@ -74,17 +77,46 @@ class LedgerReport(NamedTuple):
         return "\n".join([*self.problems, f"{counts}; whole epochs: {epochs}; {found}"])
 
 
+def _read_plan(place: Path) -> dict[str, Any]:
+    """The plan of a ledger.
+
+    Raises:
+        DataError: damaged.
+    """
+    try:
+        plan = json.loads(read_file(place, _MOST_BYTES))
+    except OSError as error:
+        raise DataError(f"{place}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON: {str(error)[:200]}") from error
+    plan = plan if isinstance(plan, dict) else {}
+    for name, least in (("starts", 0), ("sizes", 1)):
+        values = plan.get(name)
+        if not isinstance(values, list) or not values or not all(_is_count(value, least) for value in values):
+            raise DataError(f"{place}: {name}: expected a list of integers from {least} up")
+    if len(plan["starts"]) != len(plan["sizes"]):
+        raise DataError(f"{place}: starts and sizes: expected as many of one as of the other")
+    if not _is_count(plan.get("global_batch"), 1):
+        raise DataError(f"{place}: global_batch: expected an integer from 1 up")
+    return plan
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
+
+
 def check_ledger(run: Path) -> LedgerReport:
     """Proves the order of a run from its ledger: no slot missing or ambiguous, each sample once an epoch.
 
     Raises:
         ConfigError: the run has no ledger.
+        DataError: its plan is damaged.
     """
     folder = run / FOLDER
-    files = sorted(folder.glob("rank_*.bin"))
+    files = [file for file in sorted(folder.glob("rank_*.bin")) if file.is_file()]
     if not files or not (folder / _PLAN).is_file():
         raise ConfigError(f"{folder}: no ledger; a run with --data.ledger true writes one")
-    plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    plan = _read_plan(folder / _PLAN)
     parts = [np.fromfile(file, dtype="<i8") for file in files]
     rows = np.concatenate([part[: len(part) // _ROW * _ROW].reshape(-1, _ROW) for part in parts])
     rows = rows[np.argsort(rows[:, 0], kind="stable")]

@@ -16,11 +16,11 @@ from torch import Tensor
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.data import DataConfig
+from mmrep.data.arrays import read_arrays, write_arrays
 from mmrep.data.captions import Caption
 from mmrep.data.decode import decode_image
 from mmrep.data.decoded import DecodedImages, image_sizes
 from mmrep.data.draws import Purpose, random_bits, uniforms
-from mmrep.data.indexing import read_arrays, write_arrays
 from mmrep.data.order import Order
 from mmrep.data.shards import DOWNLOADS, image_extension, read_member
 from mmrep.data.sources import Sources
@@ -29,7 +29,7 @@ from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded
 
 REPLACEMENTS = 16
 """Samples that are tried in place of one that can't be used."""
-_DECODER = f"1, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
+_DECODER = f"2, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
 """Another one may give other pixels."""
 _LEAST_BYTES = 3 * 16 * 16
 """Of a decoded image; where even images of this size are too many, their headers need not be read."""
@@ -194,7 +194,7 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
     digest = hashlib.blake2b(repr(state).encode(), digest_size=16).hexdigest()
     place = cache_root() / "decoded" / f"{digest}.sizes.npz"
     known = read_arrays(place.read_bytes()) if place.is_file() else None
-    if known is None:
+    if known is None or not _are_sizes(known, len(sources)):
 
         def read(number: int) -> bytes:
             sample = sources.sample(number)
@@ -207,3 +207,8 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
         except OSError as error:
             raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
     return DecodedImages.open(place.parent, digest, (known["heights"], known["widths"]), limit)
+
+
+def _are_sizes(known: dict[str, NDArray], count: int) -> bool:
+    fine = [known.get(name, np.empty(0)) for name in ("heights", "widths")]
+    return all(array.dtype == np.int32 and array.shape == (count,) and (array >= 0).all() for array in fine)

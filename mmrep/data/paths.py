@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.data.places import resolve_place
-from mmrep.data.regular import read_regular
+from mmrep.data.regular import can_be_a_name, read_regular
 from mmrep.data.remote import expand_remote, is_remote, read_remote
 from mmrep.data.spelling import expand_braces, is_blank
 
@@ -54,6 +54,7 @@ def _expand(pattern: str, where: str) -> list[Path]:
     names = expand_braces(place, f"{where}: {pattern!r}")
     paths = []
     for name in names:
+        require(can_be_a_name(name), f"{where}: no name of a shard: {name[:80]!r}")
         matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names
         if len(matches) > 1:  # index files and catalogs lie beside the shards
             matches = [match for match in matches if not match.endswith(".npz")]

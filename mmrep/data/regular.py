@@ -6,6 +6,12 @@ import stat
 from pathlib import Path
 
 
+def can_be_a_name(path: str) -> bool:
+    """Return whether a text can be the path of a file: functions of the system fail on others, in many ways."""
+    data = path.encode("utf-8", "replace")
+    return "\0" not in path and len(data) < 4096 and all(len(part) < 256 for part in data.split(b"/"))
+
+
 def regular_stat(path: Path) -> os.stat_result:
     """Return the status of a regular file.
 

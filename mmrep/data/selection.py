@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
+from mmrep.data.arrays import ARRAY_ERRORS
 from mmrep.data.catalog import Progress
 from mmrep.data.shards import ShardIndex
 from mmrep.data.subsets import read_subset, select, shard_uids
@@ -65,7 +66,8 @@ class Selection:
         digest = state.hexdigest()
         folder = cache_root() / "selections"
         rows, ends = folder / f"{digest}.rows.npy", folder / f"{digest}.counts.npy"
-        if not (rows.is_file() and ends.is_file()):
+        known = _known(rows, ends, len(shards))
+        if known is None:
             found = []
             for shard in range(len(shards)):
                 index, free = candidates(shard)
@@ -75,10 +77,25 @@ class Selection:
                     progress(shard + 1, len(shards))
             _save(np.concatenate(found), rows)
             _save(np.array([len(kept) for kept in found], dtype=np.int64), ends)
-        counts = np.load(ends, allow_pickle=False)
+            known = _known(rows, ends, len(shards))
+            if known is None:
+                raise ConfigError(f"{rows}: not what was written there just now; MMREP_CACHE moves the cache")
+        counts, all_rows = known
         if not counts.sum():
             raise ConfigError(f"subset {subset}: none of its {len(uids)} uids is in the shards")
-        return cls(counts, digest, np.load(rows, mmap_mode="r", allow_pickle=False))
+        return cls(counts, digest, all_rows)
+
+
+def _known(rows: Path, ends: Path, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """The counts of shards and the rows that the cache holds; None where there are none, or damaged ones."""
+    try:
+        counts = np.load(ends, allow_pickle=False)
+        found = np.load(rows, mmap_mode="r", allow_pickle=False) if counts.sum() else np.empty(0, np.int32)
+        fits = counts.shape == (shards,) and counts.dtype == np.int64 and (counts >= 0).all()
+        fits = fits and found.shape == (counts.sum(),) and found.dtype == np.int32
+    except ARRAY_ERRORS:
+        return None
+    return (counts, found) if fits else None
 
 
 def _save(array: NDArray, place: Path) -> None:

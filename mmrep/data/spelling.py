@@ -1,10 +1,15 @@
 """How paths, patterns and texts are spelled: braces expanded, `..` dropped, characters that show nothing."""
 
 import os
+import re
+from itertools import islice
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]  # its stubs lack the error
 
-from mmrep.config.checks import ConfigError
+from mmrep.config.checks import ConfigError, require
+
+_MOST_NAMES = 2_000_000
+_RANGE = re.compile(r"\{(-?[0-9]{1,4000})\.\.(-?[0-9]{1,4000})")
 
 
 def expand_braces(pattern: str, shown: str) -> list[str]:
@@ -15,12 +20,16 @@ def expand_braces(pattern: str, shown: str) -> list[str]:
         shown: what messages call it.
 
     Raises:
-        ConfigError: unbalanced braces.
+        ConfigError: unbalanced braces; more names than any set has.
     """
+    # Ranges are looked at first: the library makes a list of each.
+    wide = any(len(end) > 12 or abs(int(end) - int(start)) > _MOST_NAMES for start, end in _RANGE.findall(pattern))
     try:
-        return list(braceexpand(pattern))
+        names = [] if wide else list(islice(braceexpand(pattern), _MOST_NAMES + 1))
     except UnbalancedBracesError as error:
         raise ConfigError(f"{shown}: unbalanced braces") from error
+    require(not wide and len(names) <= _MOST_NAMES, f"{shown}: stands for more than {_MOST_NAMES:,} names")
+    return names
 
 
 def absolute(path: str) -> str:

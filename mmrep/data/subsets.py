@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
+from mmrep.data.arrays import ARRAY_ERRORS
 from mmrep.data.regular import regular_stat
 from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.tar import DataError
@@ -40,7 +41,7 @@ def read_subset(path: Path) -> NDArray:
         uids = np.load(path, allow_pickle=False, mmap_mode="r")
     except OSError as error:
         raise ConfigError(f"subset {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except ARRAY_ERRORS as error:
         raise ConfigError(f"subset {path}: not an .npy array of uids (dtype u8,u8)") from error
     if not isinstance(uids, np.ndarray) or uids.dtype != UID or uids.ndim != 1:
         got = f"{uids.dtype} {uids.shape}" if isinstance(uids, np.ndarray) else "an archive"

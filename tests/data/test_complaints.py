@@ -66,9 +66,9 @@ HARMLESS = {
     "revision": (patched(PLAIN, b"JFIF\0", 5, 9), "unknown JFIF revision number"),
     "colour transform": (with_segment(PLAIN, 0xEE, ADOBE, in_place_of=0xE0), "Unknown Adobe color transform"),
     "scan of a baseline file": (patched(PLAIN, b"\xff\xda", 12, 0), "Invalid SOS parameters"),
-    "no end marker": (PLAIN[:-2], "Premature end of JPEG file"),
 }  # fmt: skip
 DAMAGE = {
+    "no end marker": (PLAIN[:-2], "Premature end of JPEG file"),
     "lost segments": (RESTARTS[: MARKERS[3]] + RESTARTS[MARKERS[6] :], "found marker 0x.. instead of RST"),
     "lost to the end": (RESTARTS[: MARKERS[3]] + RESTARTS[-2:], "found marker 0xd9 instead of RST"),
     "cut": (PLAIN[: len(PLAIN) * 2 // 3] + PLAIN[-2:], "premature end of data segment"),

@@ -1,12 +1,15 @@
 """A training set of one class or caption is refused before anything is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import png, write_tar
 
 from mmrep.config.checks import ConfigError
-from mmrep.config.data import DataConfig, SourceConfig
+from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
+from mmrep.config.tree import TrainConfig
 from mmrep.data.contrast import check_contrast
 from mmrep.data.sources import Sources
 
@@ -32,6 +35,18 @@ def test_one_class_is_refused(tmp_path: Path, shards: list[list[int]]) -> None:
 def test_one_caption_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"all 2 pairs are of one class or caption \('x'\)"):
         check_contrast(sources(tmp_path, [[0, 1]], "txt"))
+
+
+def test_a_run_is_refused(tmp_path: Path, recipe: Callable[..., TrainConfig]) -> None:
+    """Before anything is trained; unless the classes are to be each other's negatives."""
+    from mmrep.training.build import build_run
+
+    sources(tmp_path, [[0] * 8])
+    one_class = {"shards": str(tmp_path / "train"), "caption": "cls"}
+    options: dict[str, Any] = {"evaluation": {"sets": []}, "data": {"validation": ValidationConfig(0)}}
+    with pytest.raises(ConfigError, match="data.train: all 8 pairs are of one class or caption"):
+        build_run(recipe("refused", source=one_class, **options))
+    build_run(recipe("asked_for", source=one_class, loss={"duplicates": "negative"}, **options)).tracker.close()
 
 
 def test_a_second_class_anywhere_is_enough(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_rows_without_a_reason(tmp_path: Path) -> None:
     [
         ({"count": ...}, "expected a number under 'count', got None"),
         ({"successes": -1}, "under 'successes', got -1"),
-        ({"successes": "6"}, "under 'successes', got 6"),
+        ({"successes": "6"}, "under 'successes', got '6'"),
         ({"failed_to_resize": True}, "under 'failed_to_resize', got True"),
         ({"successes": 7}, "10 rows, but 7 . 3 . 1 succeeded or failed"),
         ({"status_dict": {"timed out": 1.5}}, "under 'timed out', got 1.5"),

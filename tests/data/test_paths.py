@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmrep.config.checks import ConfigError
+from mmrep.data import spelling
 from mmrep.data.paths import expand_shards, find_beside, local_shards, read_lines
+from mmrep.data.spelling import expand_braces
 
 
 @pytest.fixture
@@ -107,3 +109,13 @@ def test_what_lies_beside_shards(folder: Path) -> None:
     (folder / "03.tar.gz").touch()
     with pytest.raises(ConfigError, match=r"^x: \S+/03\.tar\.gz lies among the shards and is compressed: unpack it"):
         expand_shards(str(folder), "x")
+
+
+ENDLESS = ["{0..99999999999}.tar", "{5..-9999999}.tar", "{0..9}" * 12, "{0..%s}" % ("9" * 3000)]
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+def test_patterns_without_end_are_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spelling, "_MOST_NAMES", 20_000)  # the real limit takes seconds to reach
+    with pytest.raises(ConfigError, match="stands for more than 20,000 names"):
+        expand_braces(pattern, "shards")

@@ -32,6 +32,8 @@ FILES = {
     "16-bit grey": encode(Image.fromarray(RAMP), "PNG"),
     "16-bit TIFF": encode(Image.fromarray(RAMP), "TIFF"),
     "big-endian TIFF": encode(Image.frombytes("I;16B", (32, 32), RAMP.astype(">u2").tobytes()), "TIFF"),
+    "32-bit TIFF of 8 bits": encode(Image.fromarray((RAMP >> 8).astype(np.int32)), "TIFF"),
+    "32-bit TIFF of 16 bits": encode(Image.fromarray(RAMP.astype(np.int32)), "TIFF"),
     "alpha": encode(Image.fromarray(noise(40, 50, 4), "RGBA"), "PNG"),
     "grey and alpha": encode(Image.fromarray(noise(40, 50, 4), "RGBA").convert("LA"), "PNG"),
     "palette": encode(Image.fromarray(noise(40, 50)).quantize(7), "PNG"),
@@ -53,14 +55,15 @@ def test_one_file_has_the_same_pixels_everywhere(name: str) -> None:
     assert torch.equal(prepared.round().to(torch.uint8), Centre(24, 24)(decoded, 0))
 
 
-def test_16_bits_are_scaled() -> None:
-    grey = rgb(Image.open(io.BytesIO(FILES["16-bit grey"])))
-    np.testing.assert_array_equal(grey[:, :, 0], RAMP >> 8)
+@pytest.mark.parametrize("name", [name for name in FILES if "bit" in name and "one" not in name])
+def test_all_bits_are_scaled_to_8(name: str) -> None:
+    """Neither black nor white."""
+    np.testing.assert_array_equal(decode_image(FILES[name])[1].numpy(), RAMP >> 8)
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_a_range_are_refused(mode: str) -> None:
-    picture = Image.new(mode, (4, 4), 100)
+@pytest.mark.parametrize(("mode", "value"), [("F", 100), ("I", 65_536), ("I", -1)])
+def test_pixels_without_a_range_are_refused(mode: str, value: int) -> None:
+    picture = Image.new(mode, (4, 4), value)
     for read in (lambda: Preprocess(Fit(4, 4), *UNCHANGED)(picture), lambda: decode_image(encode(picture, "TIFF"))):
         with pytest.raises(ValueError, match="no range that all agree on; store 8 or 16 bits"):
             read()

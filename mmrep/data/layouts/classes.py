@@ -116,19 +116,25 @@ def _labels(path: Path, devkit_meta: Path | None) -> dict[str, int]:
             raise DataError(f"{where}: expected `NAME LABEL`, `NAME WNID`, or one wnid or number, got {line[:60]!r}")
         stem = Path(words[0]).stem if len(words) == 2 else f"ILSVRC2012_val_{number:08d}"
         value = words[-1]
-        if len(words) == 1 and value.isdecimal():
+        if len(words) == 1 and _is_number(value):
             if devkit is None:
                 raise ConfigError(
                     f"{where}: a number alone counts in the devkit's own order, not that of sorted wnids; give the"
                     " devkit's data/meta.mat as --devkit_meta"
                 )
             value = devkit.get(int(value), value + " (in --devkit_meta)")
-        if value not in order and not (len(words) == 2 and value.isdecimal() and int(value) < len(order)):
-            raise DataError(f"{where}: unknown class {value}; expected a wnid of ImageNet-1k or a label from 0 to 999")
+        if value not in order and not (len(words) == 2 and _is_number(value) and int(value) < len(order)):
+            raise DataError(
+                f"{where}: unknown class {value[:80]}; expected a wnid of ImageNet-1k or a label from 0 to 999"
+            )
         if stem in labels:
             raise DataError(f"{where}: image {stem} is listed twice")
         labels[stem] = order[value] if value in order else int(value)
     return labels
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _class_map(path: Path) -> dict[str, str]:
@@ -153,7 +159,7 @@ def _templates(given: str | None, default: list[str]) -> list[str]:
     templates = imagenet_templates() if given == IMAGENET else read_lines(given, "--templates")
     for template in templates:
         if "{c}" not in template:
-            raise ConfigError(f"--templates: {template!r} has no {{c}} for the class name")
+            raise ConfigError(f"--templates: {template[:80]!r} has no {{c}} for the class name")
     return templates
 
 

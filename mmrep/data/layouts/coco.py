@@ -86,15 +86,17 @@ def read_karpathy(annotations: Path, images: Path, splits: list[str], restval: b
         where = f"{annotations}: images[{i}]"
         split = value_of(picture, "split", str, where)
         if split not in (*KARPATHY_SPLITS, "restval"):
-            raise DataError(f"{where}: unknown split {split!r} (known: {', '.join(KARPATHY_SPLITS)}, restval)")
+            raise DataError(f"{where}: unknown split {split[:40]!r} (known: {', '.join(KARPATHY_SPLITS)}, restval)")
         if split == "restval" and restval:
             split = "train"
         found.add(split)
         if split not in splits:
             continue
         name = value_of(picture, "filename", str, where)
-        name = f"{picture['filepath']}/{name}" if picture.get("filepath") else name
-        texts = [sentence.get("raw") for sentence in value_of(picture, "sentences", list, where)]
+        folder = value_of(picture, "filepath", str, where) if picture.get("filepath") is not None else ""
+        name = f"{folder}/{name}" if folder else name
+        sentences = value_of(picture, "sentences", list, where)
+        texts = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in sentences]
         _add(contents, taken, f"image {name}", name, split, texts, where)
     if missing := [split for split in splits if split not in found]:
         raise DataError(

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.regular import read_regular
+from mmrep.data.regular import can_be_a_name, read_regular
 from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 
@@ -88,16 +88,16 @@ def within_folder(folder: Path, name: str, where: str) -> str:
     Raises:
         DataError: the name leaves the folder, or is no file name.
     """
-    if _UNUSUAL.isdisjoint(name.split("/")) and "\0" not in name:
+    if _UNUSUAL.isdisjoint(name.split("/")) and can_be_a_name(name):
         return name
     place = PurePosixPath(name)
     if place.is_absolute():
         root = PurePosixPath(folder.absolute())
         place = place.relative_to(root) if place.is_relative_to(root) else place
     if place.is_absolute() or ".." in place.parts:
-        raise DataError(f"{where}: {name!r} leaves the image folder {folder}; correct the name, or give --images")
-    if not place.parts or "\0" in name:
-        raise DataError(f"{where}: {name!r} is no file name")
+        raise DataError(f"{where}: {name[:80]!r} leaves the image folder {folder}; correct the name, or give --images")
+    if not place.parts or not can_be_a_name(name):
+        raise DataError(f"{where}: {name[:80]!r} is no file name")
     return str(place)
 
 
@@ -127,7 +127,7 @@ def read_lists(path: Path, *names: str) -> list[list[dict[str, Any]]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        raise DataError(f"{path}: not JSON: {str(error)[:200]}") from error
     lists = []
     for name in names:
         entries = content.get(name) if isinstance(content, dict) else None
@@ -146,10 +146,17 @@ def value_of(entry: dict[str, Any], name: str, kind: type | tuple[type, ...], wh
     Raises:
         DataError: there is none, or not of this kind.
     """
-    if name not in entry or not isinstance(entry[name], kind) or isinstance(entry[name], bool):
-        got = repr(entry[name])[:40] if name in entry else "nothing"
+    value = entry.get(name)
+    lone = isinstance(value, str) and not _is_unicode(value)
+    if name not in entry or not isinstance(value, kind) or isinstance(value, bool) or lone:
+        got = repr(value)[:40] if name in entry else "nothing"
         raise DataError(f"{where}: unexpected value under {name!r}: {got}")
-    return entry[name]
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, which JSON can spell and no file or terminal can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) -> tuple[str, ...]:
@@ -157,7 +164,7 @@ def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) 
     lines, bad = [], []
     for number, text in enumerate(texts):
         line = " ".join(text.split()) if isinstance(text, str) else ""
-        if any("\ud800" <= character <= "\udfff" for character in line):
+        if not _is_unicode(line):
             bad.append(Omission(item, f"caption {number} is not valid Unicode"))
         elif is_blank(line):
             reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text"

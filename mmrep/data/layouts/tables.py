@@ -89,7 +89,7 @@ def _separator(given: str | None, file: TextIO) -> str:
 
 def _column(columns: list[str], name: str, table: Path) -> int:
     if columns.count(name) != 1:
-        found = ", ".join(columns) or "none"
+        found = ", ".join(columns)[:200] or "none"
         raise ConfigError(
             f"{table}: expected one column {name!r}, found {found}; see --image_column, --caption_column, --sep"
         )

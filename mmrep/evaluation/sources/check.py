@@ -6,6 +6,7 @@ from pathlib import Path
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.places import resolve_place
+from mmrep.data.regular import can_be_a_name
 from mmrep.data.remote import is_remote
 
 KINDS = {
@@ -97,7 +98,12 @@ def _check_own(config: SetConfig) -> None:
 
 
 def local_place(config: SetConfig) -> Path:
-    """The folder or file that the path names."""
+    """The folder or file that the path names.
+
+    Raises:
+        ConfigError: no path can be that.
+    """
+    require(can_be_a_name(config.path), f"evaluation set {config.path[:80]!r}: no name of a file or folder")
     return Path(resolve_place(config.path)).expanduser()
 
 
@@ -174,6 +180,7 @@ def _check_path(config: SetConfig, field: str) -> None:
     value = getattr(config, field)
     if value is None or is_remote(value) or (field in ("classnames", "templates") and value == "imagenet"):
         return
+    require(can_be_a_name(value), f"evaluation set {config.path}: {field}: no name of a file: {value[:80]!r}")
     path = Path(value).expanduser()
     found = path.is_dir() if field == "images" else path.is_file()
     kind = "folder" if field == "images" else "file"

@@ -23,6 +23,7 @@ from mmrep.evaluation.sources.check import local_place
 from mmrep.evaluation.sources.plain_pickle import read_plain_pickle
 from mmrep.evaluation.sources.records import file_size, files_identity
 
+_MOST_BYTES = 256 << 20
 GRADES = ("easy", "hard", "junk")
 
 Corners = tuple[float, float, float, float]
@@ -72,12 +73,17 @@ def read_ground_truth(path: Path) -> GroundTruth:
     """
     require(path.is_file(), f"ground truth {path}: no such file")
     where = f"ground truth {path}"
+    size = file_size(path)
+    if size > _MOST_BYTES:
+        raise DataError(
+            f"{where}: {size:,} bytes, where a ground truth has some 100,000; more than {_MOST_BYTES:,} refused"
+        )
     data = path.read_bytes()
     if path.suffix == ".json":
         try:
             content = json.loads(data)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {str(error)[:200]}") from error
     else:
         content = read_plain_pickle(data, where)
     if not isinstance(content, dict) or not {"imlist", "qimlist", "gnd"} <= content.keys():
@@ -117,7 +123,7 @@ def _query(name: str, entry: Any, gallery: int, where: str) -> Query:
 def _positions(values: Any, gallery: int, where: str) -> NDArray[np.int64]:
     try:
         found = np.asarray(values)
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: expected a list of integers") from error
     if not found.size:
         return np.empty(0, np.int64)
@@ -130,8 +136,10 @@ def _box(values: Any, where: str) -> Corners | None:
     if values is None:
         return None
     try:
+        if isinstance(values, str | bytes | dict):
+            raise TypeError(values)
         left, top, right, bottom = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: bbx: expected four numbers") from error
     if not (all(map(math.isfinite, (left, top, right, bottom))) and left < right and top < bottom):
         raise DataError(f"{where}: bbx: expected left < right and top < bottom, got {(left, top, right, bottom)}")

@@ -31,7 +31,7 @@ def templates_of(config: SetConfig, own: Sequence[str] | None) -> list[str]:
     else:
         templates = list(own or [TEMPLATE])
     for template in templates:
-        require("{c}" in template, f"{where}: a template without {{c}} for the class name: {template!r}")
+        require("{c}" in template, f"{where}: a template without {{c}} for the class name: {template[:80]!r}")
     return templates
 
 

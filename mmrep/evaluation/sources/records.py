@@ -1,7 +1,6 @@
 """What a set is made of: images with labels or captions, in shards or in files of their own."""
 
 import hashlib
-import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from mmrep.data.arrays import ARRAY_ERRORS, read_array
 from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import decode_image, read_image
 from mmrep.data.layouts.contents import Item
@@ -176,8 +176,8 @@ def _several(index: ShardIndex, row: int, classes: int) -> list[int]:
     data = read_member(index, row, "npy")
     where = f"{index.sample(row)}, member 'npy'"
     try:
-        hot = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, MemoryError) as error:
+        hot = read_array(data)
+    except ARRAY_ERRORS as error:
         raise DataError(f"{where}: not an array of numbers: {' '.join(str(error).split())[:100]}") from error
     if hot.shape != (classes,):
         raise DataError(f"{where}: shape {hot.shape}, but there are {classes} class names")

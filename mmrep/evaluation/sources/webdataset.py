@@ -1,6 +1,7 @@
 """Evaluation sets in CLIP_benchmark's layout: WebDataset shards in a folder here, or behind an address."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,8 @@ def _shards(config: SetConfig, folder: str) -> list[Shard]:
     if text is None:
         raise _missing_split(config, folder)
     text = text.strip()
-    require(text.isdecimal() and int(text) > 0, f"{split}/nshards.txt: expected a number, got {text[:40]!r}")
+    counted = re.fullmatch(r"[0-9]{1,6}", text) is not None and int(text) > 0
+    require(counted, f"{split}/nshards.txt: expected a number, got {text[:40]!r}")
     places = [f"{split}/{shard}.tar" for shard in range(int(text))]
     if is_remote(folder):
         defaults = DataConfig()

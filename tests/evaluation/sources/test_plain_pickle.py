@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmrep.data.tar import DataError
+from mmrep.evaluation.sources import plain_pickle
 from mmrep.evaluation.sources.plain_pickle import read_plain_pickle
 
 PROTOCOLS = range(6)
@@ -201,3 +202,46 @@ def test_the_file_does_not_decide_what_is_imported() -> None:
     with pytest.raises(DataError, match=r"antigravity\.fly"):
         read_plain_pickle(b"cantigravity\nfly\n.", "file")
     assert "antigravity" not in sys.modules
+
+
+def _reduced(function: bytes, *arguments: bytes) -> bytes:
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
+DOUBLED = b"\x80\x02]" + b"2\x86" * 64  # a tuple of twice the one before, 64 times
+LATIN = b"c_codecs\nencode\n"
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "levels": (b"\x80\x02" + b")" + b"\x85" * 19_000 + b".", "levels deep"),
+    "doubling": (DOUBLED + b".", "more than 20,000 items|levels deep"),
+    "wide doubling": (b"\x80\x02](" + b"K\x01" * 3000 + b"eq\0](" + b"h\0" * 3000 + b"e\x86.", "than 20,000 items"),
+    "contains itself": (b"\x80\x02]q\x00h\x00a.", "levels deep"),
+    "marks": (b"\x80\x02" + b"(" * 15_000 + b"t" * 15_000 + b".", "more than 20,000 pickle opcodes"),
+    "marks and their ends": (b"\x80\x02" + b"(" * 9_000 + b"t" * 9_000 + b".", "levels deep"),
+    "steps": (b"\x80\x02" + b"N0" * 20_000 + b"N.", "more than 20,000 pickle opcodes"),
+    "key": (b"\x80\x02}" + b")" + b"2\x86" * 64 + b"K\x01s.", "a tuple as the key of a dict"),
+    "deep key": (b"\x80\x02}" + b")" + b"\x85" * 9_000 + b"K\x01s.", "a tuple as the key of a dict"),
+    "module": (b"\x80\x04" + b")" + b"2\x86" * 64 + b"\x8c\x01a\x93.", "a tuple where a str belongs"),
+    "encoding": (b"\x80\x02" + _reduced(LATIN, b"X\x01\0\0\0a", b")" + b"2\x86" * 64) + b".", "a tuple where a str"),
+    "bytes": (
+        b"\x80\x02X\xa0\x86\x01\0" + b"x" * 100_000 + b"q\0"
+        + _reduced(LATIN, b"h\0", b"X\x06\0\0\0latin1") * 100 + b".",
+        "more than ten times the file",
+    ),
+    "operand below a mark": (b"\x80\x02]](a.", "truncated, damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_of_endless_values_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_pickle, "_MOST_STEPS", 20_000)
+    data, reason = BOMBS[name]
+    with pytest.raises(DataError, match=reason) as error:
+        read_plain_pickle(data, "file")
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_bounds_are_above_a_ground_truth() -> None:
+    """Of the size of Revisited Oxford's, twice over."""
+    entries = [{"bbx": [1.5, 2, 3, 4], "easy": list(range(50)), "junk": list(range(1000))} for _ in range(140)]
+    truth = {"imlist": [f"image_{i}" for i in range(10_000)], "gnd": entries}
+    assert read_plain_pickle(pickle.dumps(truth, 2), "file")["gnd"][-1] == entries[-1]

@@ -207,3 +207,13 @@ def test_a_shard_copied_under_another_name_is_told(
         assert "several shards" not in caplog.text
         open_set(SetConfig(str(write_set(tmp_path / "twice", [colour_samples(4), colour_samples(6, 2)]))))
     assert "twice: 2 keys occur in several shards, such as '000002': if these are the same samples" in caplog.text
+
+
+def test_what_clip_benchmark_reads_in_another_way_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = colour_samples(1)[0][1]["png"]
+    samples = [("a", {"png": image, "webp": image, "txt": b"x"}), ("b", {"png": image, "txt": b"x\n\ny"})]
+    with caplog.at_level(logging.WARNING, logger="mmrep"):
+        found = open_set(SetConfig(str(write_set(tmp_path / "set", [samples], "retrieval"))))
+    assert [found.records.texts(i) for i in range(2)] == [["x"], ["x", "y"]]
+    assert "1 samples, the first 'a', have several images; the first of jpg, jpeg, png, webp is used" in caplog.text
+    assert "1 samples have blank lines, which CLIP_benchmark counts as captions" in caplog.text
