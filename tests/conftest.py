@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported, here or in a process that a test starts: tests run side by side, one on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from jaxtyping import config, install_import_hook
 
@@ -126,4 +129,7 @@ def recipe(colour_set: Path, tmp_path: Path) -> Callable[..., Any]:
     """`recipe("name", training={"steps": 8}, …)`: see `recipes.make_recipe`; runs lie in the test's own folder."""
     from recipes import make_recipe
 
+    import mmrep.training.costs
+
+    mmrep.training.costs.SECONDS = 0.0  # the speed of a model is measured on a few batches, not for half a second
     return lambda name="run", **parts: make_recipe(colour_set, tmp_path / name, **parts)

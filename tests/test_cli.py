@@ -75,6 +75,8 @@ WRONG = {
     "a seed past 63 bits": ("train --config {config} --seed 18446744073709551616", "seed: expected"),
     "not a number": ("train --config {config} --optim.lr nan", "optim.lr: Expected a float. Got value: nan"),
     "an endless rate": ("train --config {config} --optim.lr inf", "optim.lr: Expected a float. Got value: inf"),
+    "an endless prefetch": ("train --config {config} --data.prefetch 1000000000000000", "data.prefetch: expected"),
+    "an endless number": ("train --config {config} --training.steps 99999999999999999999", "a value up to 9"),
     "a long value": ("train --config {config} --model.pool {long}", "…"),
     "unknown option": ("report {root} --fast", "unrecognized arguments: --fast"),
 }  # fmt: skip

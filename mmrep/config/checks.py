@@ -1,7 +1,6 @@
 """The error that a user's mistake raises, and the few checks that all config files share."""
 
 import difflib
-import math
 from collections.abc import Iterable
 
 
@@ -13,6 +12,8 @@ class ConfigError(MmrepError):
     """A mistake in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
 
 
+LARGEST = 2**53
+"""Options are at most this: larger whole numbers are not exact as floats, and no run needs them."""
 LONGEST_QUOTE = 80
 """Characters of a rejected value that a message repeats."""
 
@@ -39,13 +40,15 @@ def one_of(field: str, value: str, choices: Iterable[str]) -> None:
 
 
 def at_least(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or finite and ≥ `low`."""
-    require(value is None or low <= value < math.inf, f"{field}: expected a value ≥ {low:g}, got {quoted(value)}")
+    """Raises ConfigError unless `value` is None, or from `low` to LARGEST."""
+    wanted = f"≥ {low:g}" if value is None or not value > LARGEST else f"up to {LARGEST:g}"
+    require(value is None or low <= value <= LARGEST, f"{field}: expected a value {wanted}, got {quoted(value)}")
 
 
 def above(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or finite and > `low`."""
-    require(value is None or low < value < math.inf, f"{field}: expected a value > {low:g}, got {quoted(value)}")
+    """Raises ConfigError unless `value` is None, or above `low` and at most LARGEST."""
+    wanted = f"> {low:g}" if value is None or not value > LARGEST else f"up to {LARGEST:g}"
+    require(value is None or low < value <= LARGEST, f"{field}: expected a value {wanted}, got {quoted(value)}")
 
 
 def within(field: str, value: float, low: float, high: float) -> None:

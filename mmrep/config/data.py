@@ -129,9 +129,10 @@ class DataConfig:
         within("data.min_scale", self.min_scale, 0.01, 1)
         within("data.flip", self.flip, 0, 1)
         within("data.max_bad_fraction", self.max_bad_fraction, 0, 0.5)
-        for name in ("shuffle_block", "prefetch", "max_pixels"):
+        for name in ("shuffle_block", "max_pixels"):
             at_least(f"data.{name}", getattr(self, name), 1)
-        at_least("data.workers", self.workers, 0)
+        within("data.prefetch", self.prefetch, 1, 1024)
+        within("data.workers", self.workers or 0, 0, 1024)
         at_least("data.decoded_gb", self.decoded_gb, 0)
         above("data.cache_gb", self.cache_gb, 0)
         for step, size in (self.sizes or {0: 1}).items():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,17 @@ class TextEncoder(nn.Module):
         return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
 
 
+@cache
+def _vocabulary_files() -> dict[str, str]:
+    """Return vocab.json and merges.txt of CLIP's byte-pair encoding, which is the same for every context length."""
+    bpe = SimpleTokenizer()
+    merges = [" ".join(pair) for pair, _ in sorted(bpe.bpe_ranks.items(), key=lambda item: item[1])]
+    return {
+        "vocab.json": json.dumps(bpe.encoder, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "\n".join(merges) + "\n",
+    }
+
+
 class ClipTokenizer:
     """CLIP's byte-pair encoding, as open_clip ships it.
 
@@ -170,9 +181,8 @@ class ClipTokenizer:
         """Writes vocab.json, merges.txt and tokenizer_config.json, from which transformers makes a CLIPTokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        merges = [" ".join(pair) for pair, _ in sorted(self._bpe.bpe_ranks.items(), key=lambda item: item[1])]
-        (folder / "vocab.json").write_text(json.dumps(self._bpe.encoder, ensure_ascii=False), encoding="utf-8")
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+        for name, text in _vocabulary_files().items():
+            (folder / name).write_text(text, encoding="utf-8")
         config = {
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": self.context_length,

@@ -11,6 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmrep.model.dual_encoder import DualEncoder
 
 
+SECONDS = 0.5
+"""How long the inference speed is measured."""
+
+
 def count_parameters(model: DualEncoder) -> int:
     """Parameters of the whole model, trained or not."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -29,12 +33,12 @@ def image_gmacs(model: DualEncoder) -> float:
 
 
 @torch.inference_mode()
-def images_per_second(model: DualEncoder, batch: int, seconds: float = 0.5) -> float:
+def images_per_second(model: DualEncoder, batch: int) -> float:
     """Images the image tower embeds in a second, from the fastest of several batches (others share the machine)."""
     images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
     training = model.training
     model.eval()
-    fastest, until = float("inf"), time.perf_counter() + seconds
+    fastest, until = float("inf"), time.perf_counter() + SECONDS
     runs = 0
     while runs < 3 or time.perf_counter() < until:
         begin = time.perf_counter()

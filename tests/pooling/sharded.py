@@ -15,7 +15,7 @@ IMAGE = {
     "trunk": "vit_base_patch16_clip_224",
     "args": {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
 }
-TEXT = {"context_length": 16, "vocab_size": 512, "width": 32, "heads": 2, "layers": 1}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 POOLS: list[dict[str, Any]] = [
     {"name": "ggem", "args": {"groups": 4}},
     {"name": "ggem", "args": {"groups": "channel", "negatives": "signed"}},
