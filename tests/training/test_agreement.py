@@ -149,6 +149,20 @@ def test_ctrl_c_twice_ends_at_once(begin: Callable[..., Started], tmp_path: Path
     assert told(started) == "mmrep train: error: interrupted"
 
 
+def test_a_study_of_two_processes_is_looked_into_by_both(recipe: Recipe, tmp_path: Path, colour_set: Path) -> None:
+    config = recipe("study", training={"steps": 1}, optim={"warmup": 0}, data={"workers": 0})
+    content = plain(config.to_dict())
+    content["study"] = {"pools": ["avg"], "diagnostics": {"images": 8, "accuracy_images": 8, "pictures": 1}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    started = start(["compare", "--config", str(file)], tmp_path / "said")
+    assert started.end() == [0, 0], started.said()
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    found = results["diagnostics"]["runs"]["avg-0"]
+    # Accuracy over sizes is measured by an evaluation, which gathers the embeddings of all processes.
+    assert len(found["resolution"]) == 4 and not any("resolution" in name for name in found["left_out"])
+
+
 def test_children_of_a_launcher_end_with_it(tmp_path: Path) -> None:
     child = (
         "import time; from mmrep import agreement; agreement.end_with_launcher(True); "
