@@ -118,6 +118,9 @@ def test_sigterm_to_one_process_stops_both_after_one_step(begin: Callable[..., S
     while (run / "metrics.jsonl").read_text().count("\n") < lines + 5:
         time.sleep(0.02)
     os.kill(again.processes[1].pid or 0, signal.SIGKILL)
+    while again.processes[0].is_alive():  # a launcher ends those that are left
+        os.kill(again.processes[0].pid or 0, signal.SIGTERM)
+        time.sleep(0.002)
     assert again.end() == [1, -signal.SIGKILL]
     line = told(again)
     assert line.startswith("error: rank 1 is gone: it was killed") and line.endswith("--resume auto")
