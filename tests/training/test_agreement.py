@@ -171,14 +171,20 @@ def test_children_of_a_launcher_end_with_it(tmp_path: Path) -> None:
         "import time; from mmrep import agreement; agreement.end_with_launcher(True); "
         f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(600)"
     )
-    launcher = f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {child!r}]); print(c.pid); "
-    launcher += "sys.stdout.flush(); c.wait()"
+    launcher = (
+        f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.DEVNULL); "
+        "print(c.pid, flush=True); c.wait()"
+    )
     process = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    handle = os.pidfd_open(int(process.stdout.readline()))
+    pid = int(process.stdout.readline())
+    handle = os.pidfd_open(pid)
     while not (tmp_path / "ready").exists():
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert select.select([handle], [], [], 30)[0], "the child trains on"
+    ended = bool(select.select([handle], [], [], 30)[0])
     os.close(handle)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    assert ended, "the child trains on"
