@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -54,11 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         say(_HELP)
         return DONE if args else WRONG_USE
-    verb, rest = args[0], args[1:]
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        # A process that ends would fill the others' screens with C++ stack traces; what has happened is said anyway.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _set_up_logging()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _run(args[0], args[1:])
+    # A process that ends would fill the others' screens with C++ stack traces; what has happened is said anyway.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(args[0], args[1:])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    """Run a verb and return the exit status. Processes that have met others don't return from a failure."""
     try:
         if verb not in _VERBS:
             raise ConfigError(f"unknown verb {verb!r} (valid: {', '.join(_VERBS)})")
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, status = _outcome(error)
         return _fail(f"mmrep {verb}: {text}", status)
     except Exception as error:
-        if others := agreement.peers():
+        if others := _others():
             others.explain()  # a collective fails where another process has; that one says why
             traceback.print_exc()
             others.fail(
@@ -76,6 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     agreement.leave()
     return DONE
+
+
+def _others() -> "agreement.Peers | None":
+    """Return the others, for a process that has failed: the launcher's SIGTERM must not end it before it says why."""
+    others = agreement.peers()
+    if others:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return others
 
 
 def _outcome(error: BaseException) -> tuple[str, int]:
@@ -100,7 +118,7 @@ def _fail(text: str, status: int) -> int:
     Processes that have met agree on the first failure, and end here. Before that, all find the same mistake as a rule,
     and the first one says it; another that is still there after a while has found one of its own.
     """
-    if others := agreement.peers():
+    if others := _others():
         others.fail(text, status)
     rank = os.environ.get("RANK", "0")
     if rank != "0":

@@ -135,6 +135,7 @@ def load_models(
     """The models, and what results' files say of them."""
     import torch
 
+    from mmrep.distributed import check_precision
     from mmrep.evaluation.embedding.cache import EmbeddingCache, model_digest
     from mmrep.evaluation.embedding.sharding import shard_for_evaluation
     from mmrep.model.load import load
@@ -143,6 +144,7 @@ def load_models(
     for name, source in names.items():
         model = load(source, device, allow_pickle=args.allow_pickle)
         model.precision = args.precision or model.precision
+        check_precision(model.precision, "--precision")
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             shard_for_evaluation(model)
         models[name] = model

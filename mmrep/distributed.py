@@ -109,17 +109,18 @@ def check_launcher() -> None:
         LOG.warning("the launcher's dynamo backend %s is not used: --training.compile true compiles the model", backend)
 
 
-def check_precision(precision: str) -> None:
-    """Say that the launcher's mixed precision is not used, where it is another than the run's.
+def check_precision(precision: str, option: str = "--training.precision") -> None:
+    """Say that the launcher's mixed precision is not used, where it is another than the model's.
 
     Args:
-        precision: `fp32` or `bf16`, by the run's config.
+        precision: `fp32` or `bf16`.
+        option: the option that decides.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if asked not in ("", "no", precision):
         LOG.warning(
-            "the launcher's mixed_precision %s is not used: training.precision decides, and is %s "
-            "(--training.precision bf16 for autocast)", asked, precision,
+            "the launcher's mixed_precision %s is not used: %s decides, and is %s (bf16 for autocast)",
+            asked, option, precision,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,6 +162,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     """
     distributed.start()
     distributed.check_precision(config.training.precision)
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ConfigError("the launcher asks for FSDP, which training does not use: take a config of launch/ (DDP)")
     if distributed.rank() == 0:
         check_output(config)
     accelerator = Accelerator(mixed_precision="no")  # the model enters autocast itself, in every entry point

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrep.model.dual_encoder import DualEncoder
 
-
 SECONDS = 0.5
 """How long the inference speed is measured."""
 

@@ -151,7 +151,7 @@ def test_the_launchers_precision_is_not_used_in_silence(
     assert not caplog.text
     distributed.check_precision("fp32")
     distributed.check_launcher()
-    assert "mixed_precision bf16 is not used: training.precision decides, and is fp32" in caplog.text
+    assert "mixed_precision bf16 is not used: --training.precision decides, and is fp32" in caplog.text
     assert "dynamo backend INDUCTOR is not used: --training.compile true" in caplog.text
 
 

@@ -118,6 +118,9 @@ def test_sigterm_to_one_process_stops_both_after_one_step(begin: Callable[..., S
     while (run / "metrics.jsonl").read_text().count("\n") < lines + 5:
         time.sleep(0.02)
     os.kill(again.processes[1].pid or 0, signal.SIGKILL)
+    while again.processes[0].is_alive():  # a launcher ends those that are left
+        os.kill(again.processes[0].pid or 0, signal.SIGTERM)
+        time.sleep(0.002)
     assert again.end() == [1, -signal.SIGKILL]
     line = told(again)
     assert line.startswith("error: rank 1 is gone: it was killed") and line.endswith("--resume auto")
@@ -149,19 +152,39 @@ def test_ctrl_c_twice_ends_at_once(begin: Callable[..., Started], tmp_path: Path
     assert told(started) == "mmrep train: error: interrupted"
 
 
+def test_a_study_of_two_processes_is_looked_into_by_both(recipe: Recipe, tmp_path: Path, colour_set: Path) -> None:
+    config = recipe("study", training={"steps": 1}, optim={"warmup": 0}, data={"workers": 0})
+    content = plain(config.to_dict())
+    content["study"] = {"pools": ["avg"], "diagnostics": {"images": 8, "accuracy_images": 8, "pictures": 1}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    started = start(["compare", "--config", str(file)], tmp_path / "said")
+    assert started.end() == [0, 0], started.said()
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    found = results["diagnostics"]["runs"]["avg-0"]
+    # Accuracy over sizes is measured by an evaluation, which gathers the embeddings of all processes.
+    assert len(found["resolution"]) == 4 and not any("resolution" in name for name in found["left_out"])
+
+
 def test_children_of_a_launcher_end_with_it(tmp_path: Path) -> None:
     child = (
         "import time; from mmrep import agreement; agreement.end_with_launcher(True); "
         f"open({str(tmp_path / 'ready')!r}, 'w').close(); time.sleep(600)"
     )
-    launcher = f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {child!r}]); print(c.pid); "
-    launcher += "sys.stdout.flush(); c.wait()"
+    launcher = (
+        f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.DEVNULL); "
+        "print(c.pid, flush=True); c.wait()"
+    )
     process = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    handle = os.pidfd_open(int(process.stdout.readline()))
+    pid = int(process.stdout.readline())
+    handle = os.pidfd_open(pid)
     while not (tmp_path / "ready").exists():
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert select.select([handle], [], [], 30)[0], "the child trains on"
+    ended = bool(select.select([handle], [], [], 30)[0])
     os.close(handle)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    assert ended, "the child trains on"

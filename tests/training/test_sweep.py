@@ -255,6 +255,10 @@ def test_the_command(runs: dict[str, Trained], tmp_path: Path, capsys: pytest.Ca
     assert mmrep.load(best).config.pooling.name == ("avg" if content["best"]["p"] is None else "gem")
     assert main(["sweep", str(run.folder), *options, "--save", str(best)]) == 2
     assert "expected a new folder or an empty one" in capsys.readouterr().err
+    again = ["sweep", str(run.folder), *options, "--metric", "validation/acc1"]
+    assert main(again) == 0
+    assert main([*again, "--p", "3"]) == 2
+    assert "sweep.json: holds a sweep with another p, which would be lost: give another --o" in capsys.readouterr().err
 
 
 def test_choosing_on_a_test_set_is_said(
