@@ -128,10 +128,19 @@ def _fail(text: str, status: int) -> int:
     return status
 
 
+class _Printable(logging.Formatter):
+    """Messages without the control characters that names from elsewhere may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _set_up_logging() -> None:
     log = logging.getLogger("mmrep")
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
-    log.handlers = [logging.StreamHandler(sys.stderr)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    log.handlers = [handler]
     log.propagate = False
 
 

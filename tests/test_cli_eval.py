@@ -159,6 +159,7 @@ def test_speed_on_the_command_line_makes_suites_one(command: list[str], saved: P
     assert rows(tmp_path / "out/results.json") == BOTH
 
 
+@pytest.mark.long
 def test_two_processes_and_sharded_models_find_what_one_finds(command: list[str], tmp_path: Path) -> None:
     assert main([*command, "--no_cache", "--output_dir", str(tmp_path / "one")]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]

@@ -54,6 +54,7 @@ def test_kill_9_and_resume_give_identical_losses(recipe: Callable[..., TrainConf
     assert summaries[0]["model_digest"] == summaries[1]["model_digest"]
 
 
+@pytest.mark.long
 def test_a_schedulers_sigterm_to_the_whole_group(recipe: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = recipe("run", training={"steps": 5000, "checkpoint_steps": 0}, data={"workers": 2})
     file = tmp_path / "config.yaml"

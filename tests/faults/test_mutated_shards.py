@@ -74,7 +74,9 @@ def mutants(shard: Base, seed: int, share: float) -> Iterator[Mutant]:
         yield from (mutant for mutant in mutator(shard, draw) if kept.random() < share)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    "name", ["ustar", *(pytest.param(name, marks=pytest.mark.long) for name in BASES if name != "ustar")]
+)
 def test_no_sample_is_lost_uncounted(name: str, tmp_path: Path, captioners: list[Captioner]) -> None:
     """Without an index file, by a run's own reading and by `mmrep data check`: both say the same of every shard."""
     shard = base(*BASES[name])
@@ -115,7 +117,9 @@ def test_no_sample_is_lost_uncounted(name: str, tmp_path: Path, captioners: list
     assert sum(outcomes[kind] for kind in ("refused", "named", "served")) > 900 and min(outcomes.values()) > 50
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize(
+    "name", ["ustar", *(pytest.param(name, marks=pytest.mark.long) for name in BASES if name != "ustar")]
+)
 def test_with_crcs_every_changed_byte_is_noticed(name: str, tmp_path: Path) -> None:
     """With the index file that `mmrep data index` wrote before: every member is as it was, or named."""
     shard = base(*BASES[name])

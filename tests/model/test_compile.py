@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 import torch
@@ -33,6 +35,7 @@ print("same")
 """
 
 
+@pytest.mark.long
 def test_compiled_models_give_the_same_gradients() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=300)

@@ -320,6 +320,7 @@ for name in list_pools():
 """
 
 
+@pytest.mark.long
 def test_every_head_compiles_whole_and_is_exported() -> None:
     """In a process of its own, without run-time type checks, which neither can trace."""
     root = Path(__file__).parents[2]

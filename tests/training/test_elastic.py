@@ -101,6 +101,7 @@ def ledger(run: Path) -> np.ndarray:
     return np.unique(np.concatenate(parts), axis=0)
 
 
+@pytest.mark.long
 def test_kills_and_other_world_sizes_change_nothing(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,13 @@ from mmrep.config.tree import TrainConfig
 from mmrep.pooling import list_pools
 from mmrep.training.trainer import train
 
+QUICK = ("cls", "ggem", "mmcap", "concat")
+"""Heads that the short run of the tests trains: each family of the contract once."""
 
-@pytest.mark.parametrize("name", list_pools())
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in list_pools()]
+)
 def test_learns_to_tell_colours(recipe: Callable[..., TrainConfig], colour_set: Path, name: str) -> None:
     config = recipe(
         model={"pool": small_pool(name)},

@@ -187,6 +187,7 @@ def test_workers_share_the_cores_with_the_other_processes_here(
     assert asked == [3]
 
 
+@pytest.mark.long
 def test_processes_score_one_classifier(folder: Path, tmp_path: Path) -> None:
     """Other seeds stand for sums that don't repeat: both processes go on with the first one's weights and buffers."""
     done = subprocess.run(

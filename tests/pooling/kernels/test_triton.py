@@ -24,6 +24,7 @@ EPS = 1e-6
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests below run in this process")
+@pytest.mark.long
 def test_in_the_interpreter() -> None:
     # Triton must be imported under the variable, which would change Triton for every later test of this process.
     run = subprocess.run(
