@@ -178,6 +178,7 @@ def locked(folder: Path) -> Iterator[None]:
         WriteError: nothing can be written there.
     """
     place = folder / LOCK
+    made = not folder.exists()
     with write_errors(place):
         folder.mkdir(parents=True, exist_ok=True)
         file = place.open("a+", encoding="utf-8")
@@ -196,4 +197,10 @@ def locked(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if made and [each.name for each in folder.iterdir()] == [LOCK]:
+                with contextlib.suppress(OSError):  # nothing came of it: leave no empty folder
+                    place.unlink()
+                    folder.rmdir()
