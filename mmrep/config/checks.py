@@ -1,6 +1,7 @@
 """The error that a user's mistake raises, and the few checks that all config files share."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -13,7 +14,7 @@ class ConfigError(MmrepError):
 
 
 LARGEST = 2**53
-"""Options are at most this: larger whole numbers are not exact as floats, and no run needs them."""
+"""Whole numbers are at most this: larger ones are not exact as floats, and no run needs them."""
 LONGEST_QUOTE = 80
 """Characters of a rejected value that a message repeats."""
 
@@ -40,15 +41,20 @@ def one_of(field: str, value: str, choices: Iterable[str]) -> None:
 
 
 def at_least(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or from `low` to LARGEST."""
-    wanted = f"≥ {low:g}" if value is None or not value > LARGEST else f"up to {LARGEST:g}"
-    require(value is None or low <= value <= LARGEST, f"{field}: expected a value {wanted}, got {quoted(value)}")
+    """Raises ConfigError unless `value` is None, or a finite number ≥ `low` (a whole one at most LARGEST)."""
+    require(value is None or value >= low, f"{field}: expected a value ≥ {low:g}, got {quoted(value)}")
+    _check_size(field, value)
 
 
 def above(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or above `low` and at most LARGEST."""
-    wanted = f"> {low:g}" if value is None or not value > LARGEST else f"up to {LARGEST:g}"
-    require(value is None or low < value <= LARGEST, f"{field}: expected a value {wanted}, got {quoted(value)}")
+    """Raises ConfigError unless `value` is None, or a finite number > `low` (a whole one at most LARGEST)."""
+    require(value is None or value > low, f"{field}: expected a value > {low:g}, got {quoted(value)}")
+    _check_size(field, value)
+
+
+def _check_size(field: str, value: float | None) -> None:
+    most = LARGEST if isinstance(value, int) else sys.float_info.max
+    require(value is None or value <= most, f"{field}: expected a value up to {most:g}, got {quoted(value)}")
 
 
 def within(field: str, value: float, low: float, high: float) -> None:

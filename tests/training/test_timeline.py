@@ -207,6 +207,7 @@ def test_a_checkpoint_of_another_run_is_checked_too(finished: TrainConfig, colou
     other = dataclasses.replace(like(finished, colour_set, model={"pool": "max"}), output_dir=str(tmp_path / "new"))
     with pytest.raises(ConfigError, match="model.pool.name = avg, not max"):
         train(dataclasses.replace(other, resume=place), "")
+    (tmp_path / "new").mkdir()  # the refused run has left none
     (tmp_path / "new" / "metrics.jsonl").touch()
     with pytest.raises(ConfigError, match="already holds a run, and .*step_00000004 is a checkpoint of another"):
         train(dataclasses.replace(other, resume=place), "")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import colour_samples, png, write_tar
 
+pytestmark = pytest.mark.long
 WORLDS = [(world, rank) for world in (1, 2, 3) for rank in range(world)]
 
 

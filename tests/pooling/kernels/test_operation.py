@@ -187,6 +187,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 def test_compiled_whole_with_changing_shapes_checked_by_torch_and_exported_as_plain_operations() -> None:
     """In a process of its own, without run-time type checks, which torch.compile can't trace."""
     root = Path(__file__).parents[3]
