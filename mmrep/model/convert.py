@@ -31,7 +31,8 @@ _TIMM_NAMES = (
     (r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
     (r"^transformer\.resblocks\.(\d+)\.ls_(\d)\.gamma$", r"blocks.\1.ls\2.gamma"),
 )
-NO_WEIGHTS = ("attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size")
+OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
+NO_WEIGHTS = ("attn_mask", "text.attn_mask", *OPENAI_SIZES)
 """Entries of older state dicts that are no weights: a buffer that the tower makes itself, and OpenAI's three sizes."""
 _HEAD = "image.pool."
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from open_clip.model import CLIPTextCfg
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.tree import differences
-from mmrep.model.convert import StateDict, load_open_clip_state_dict, place_weights
+from mmrep.model.convert import OPENAI_SIZES, StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
 from mmrep.model.presets import complete, from_open_clip
@@ -24,6 +25,8 @@ _HEAD, _PROJECTION = "image.pool.", "image.projection.weight"
 _AUXILIARY = "image.auxiliary_projections."
 TOLERANCE = 1e-5
 """Largest difference of embeddings of unit length that is taken for rounding."""
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(CLIPTextCfg)} | {"quick_gelu": False}
+"""What towers have where a config leaves a field out; mlp_ratio is the same for timm's ViTs."""
 LOG = logging.getLogger("mmrep")
 
 
@@ -117,7 +120,15 @@ def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
         )
     own = dataclasses.replace(config, pool=pool, pool_init="fresh", pool_base=None, weights=None)
     trained = DualEncoder(own, sigmoid=sigmoid)
-    load_open_clip_state_dict(trained, read_weights(weights, config.allow_pickle), new_head=not preserve)
+    state = read_weights(weights, config.allow_pickle)
+    # Nothing else in a file of weights tells the activation. OpenAI's own files have these entries.
+    quick = config.text.args.get("quick_gelu") and config.image.args.get("act_layer") == "quick_gelu"
+    require(
+        quick or not OPENAI_SIZES.issubset(state),
+        f"model.weights {weights}: OpenAI's weights, which were trained with QuickGELU: take a model.name that ends in "
+        "-quickgelu",
+    )
+    load_open_clip_state_dict(trained, state, new_head=not preserve)
     return trained
 
 
@@ -129,7 +140,7 @@ def _prove_equal(model: DualEncoder, trained: DualEncoder) -> None:
     final norm, whose place (`model.image.norm`) a recipe may change; a change is logged.
 
     Raises:
-        ConfigError: they differ; the first option that is not the trained one's is named.
+        ConfigError: they differ; options that are not the trained one's are named.
     """
     preserve = model.config.pool_init == "preserve"
     changed = _changed_options(model, trained)
@@ -146,7 +157,7 @@ def _prove_equal(model: DualEncoder, trained: DualEncoder) -> None:
         option = "model.pool_init: preserve" if preserve else f"model.weights {model.config.weights}"
         raise ConfigError(
             f"{option}: {what} differ by {gap:.2g} from the trained model's before any training: "
-            f"{changed[0] if changed else 'some option of model.image or model.text is another'}"
+            f"{'; '.join(changed[:3]) or 'some option of model.image or model.text is another'}"
         )
     if model.image.norm_after != trained.image.norm_after:
         LOG.warning("model.weights: model.image.norm is %s, was %s", model.config.image.norm, trained.config.image.norm)
@@ -156,9 +167,13 @@ def _changed_options(model: DualEncoder, trained: DualEncoder) -> list[str]:
     now, then = (
         {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
     )
-    # Fields before entries of `args`, which may be left out where they are a default.
+    # Fields before entries of `args`. What one of them leaves out, and the other has at its default, is no change.
     found = sorted(differences(now, then).items(), key=lambda item: ".args" in item[0])
-    return [f"model.{key} is {here}, was {there}" for key, (here, there) in found]
+    return [
+        f"model.{key} is {here}, was {there}"
+        for key, (here, there) in found
+        if None not in (here, there) or _DEFAULTS.get(key.rpartition(".")[2]) not in (here, there)
+    ]
 
 
 def _outputs(model: DualEncoder, images: Tensor, tokens: Tensor, whole: bool) -> tuple[Tensor, Tensor]:

@@ -161,6 +161,13 @@ def remarks(results: dict[str, Any]) -> list[str]:
             f"Fewer than {MIN_SEEDS} seeds: the differences stand without a verdict. Another seed may turn their "
             "signs; give study.seeds at least 3, better 5."
         )
+    elif results["primary"]:
+        heads = len(pools_of(results)) - 1
+        together = f" hold at once for all {heads} heads compared" if heads > 1 else " are of one comparison"
+        lines.append(
+            f"Verdicts are about {results['primary']} (study.primary), whose intervals{together}. No interval is "
+            "narrower than the resolution of its metric allows (one test image)."
+        )
     if results["paired"]:
         lines.append(
             "Paired: the heads of one seed saw the same batches and started equal wherever they share a parameter."
@@ -187,7 +194,7 @@ def terminal(results: dict[str, Any]) -> str:
     parts += [f"\n{section.title}\n{align(section.rows)}" for section in sections(results) if section.short]
     parts += ["", *(f"• {line}" for line in remarks(results))]
     primary, main = results["primary"], metrics_of(results, primary=True)
-    tables = [("", [primary])] if primary else []
+    tables = [("Primary metric\n", [primary])] if primary else []
     tables.append((f"{EXPLORATORY}\n", [metric for metric in main if metric != primary]))
     shown = [title + align(metric_rows(results, metrics)) + "\n" for title, metrics in tables if metrics]
     parts[:0] = shown

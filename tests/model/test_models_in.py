@@ -344,3 +344,17 @@ def test_what_would_not_load_again_is_not_exported(tiny: Build, tmp_path: Path) 
     with pytest.raises(ConfigError, match="open_clip can't express this model: open_clip can't build it: .*attn_pool"):
         export(model.eval(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_openai_weights_need_quick_gelu(tiny: Build, tmp_path: Path) -> None:
+    """Their files tell no activation, but have three sizes that others lack."""
+    state = theirs({**NATIVE, "quick_gelu": True}).state_dict()
+    sizes = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    save_file({**{name: value.contiguous() for name, value in state.items()}, **sizes}, tmp_path / "w.safetensors")
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    own: dict[str, Any] = {"weights": str(tmp_path / "w.safetensors"), "image": {"args": size}, "text": TEXT}
+    with pytest.raises(ConfigError, match="OpenAI's weights, which were trained with QuickGELU"):
+        tiny("cls", **own)
+    own["image"] = {"args": {**size, "act_layer": "quick_gelu"}}
+    own["text"] = {**TEXT, "args": {"quick_gelu": True}}
+    check_equal(tiny("cls", **own).eval(), theirs({**NATIVE, "quick_gelu": True}))
