@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from mutations import ABSENT, VALUES, mutated, places
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -287,16 +288,6 @@ def test_a_strangers_folder_opens_no_other_file(tiny: Build, tmp_path: Path) -> 
             mmrep.load(tmp_path)
 
 
-VALUES = [None, "x", -1, 0, 1.5, 1e300, float("nan"), [], {}, True, 10**9, 10**30, [1, 2], "/dev/zero", "x" * 5000]
-
-
-def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
-        yield from places(node[key], (*path, key))
-
-
 @pytest.mark.parametrize("kind", ["own", "native", "timm"])
 def test_malformed_configs_are_one_line(tiny: Build, tmp_path: Path, unchecked: None, kind: str) -> None:
     """A seeded sample of all places and values; whatever loads has to be a model, whatever does not one short line."""
@@ -313,17 +304,9 @@ def test_malformed_configs_are_one_line(tiny: Build, tmp_path: Path, unchecked: 
         folder = folder_of(tmp_path / "theirs", {"native": NATIVE, "timm": TIMM}[kind], about)
     place = folder / ("config.json" if kind == "own" else "open_clip_config.json")
     base = json.loads(place.read_text())
-    mutations = [(path, value) for path in places(base) for value in [*VALUES, "absent"]]
+    mutations = [(path, value) for path in places(base) for value in [*VALUES, ABSENT]]
     for path, value in random.Random(kind).sample(mutations, 40 if kind == "timm" else 120):
-        content = copy.deepcopy(base)
-        node = content
-        for key in path[:-1]:
-            node = node[key]
-        if value == "absent":
-            del node[path[-1]]
-        else:
-            node[path[-1]] = value
-        place.write_text(json.dumps(content))
+        place.write_text(json.dumps(mutated(base, path, value)))
         try:
             mmrep.load(folder, verify=False)
         except MmrepError as error:

@@ -1,6 +1,5 @@
 """A whole study on a tiny model: results, pairing, interruption, extension, refusal."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from mutations import ABSENT, VALUES, mutated, places
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.study import StudyConfig
@@ -188,34 +188,15 @@ def test_every_task_has_its_main_metric_in_the_first_table() -> None:
     assert metrics_of(results, primary=False) == [*main, *other, *unknown]
 
 
-VALUES = [None, "x", -1, 1.5, float("nan"), [], {}, True, 10**30, "x" * 5000]
-
-
-def mutate(node: Any, path: list[Any], value: Any) -> None:
-    for key in path[:-1]:
-        node = node[key]
-    if value == "absent":
-        del node[path[-1]]
-    else:
-        node[path[-1]] = value
-
-
-def paths(node: Any, path: tuple[Any, ...] = ()) -> list[list[Any]]:
-    keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-    return [found for key in keys for found in ([[*path, key], *paths(node[key], (*path, key))])]
-
-
 def test_malformed_results_are_one_line(recipe: Recipe, unchecked: None) -> None:
     """A seeded sample of all places and values, the diagnostics' included."""
     config = study(recipe)
     results = compare(config, "")
     place, random = Path(config.output_dir) / "results.json", Random(0)
-    places = paths(results)
-    top = [path for path in places if path[0] != "diagnostics"]
-    for path in random.sample(top, min(150, len(top))) + random.sample(places, 150):
-        content = copy.deepcopy(results)
-        mutate(content, path, random.choice([*VALUES, "absent"]))
-        place.write_text(json.dumps(content))
+    all_places = list(places(results))
+    top = [path for path in all_places if path[0] != "diagnostics"]
+    for path in random.sample(top, min(150, len(top))) + random.sample(all_places, 150):
+        place.write_text(json.dumps(mutated(results, path, random.choice([*VALUES, ABSENT]))))
         try:
             shown = read_results(Path(config.output_dir))
         except ConfigError as error:
