@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 # Before torch is imported, here or in a process that a test starts: tests run side by side, one on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without a terminal starts what runs in its background with Ctrl-C ignored, and processes inherit that: the
+# tests of Ctrl-C would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from jaxtyping import config, install_import_hook
