@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmrep.config.checks import above, at_least, require, within
+from mmrep.config.checks import above, at_least, quoted, require, within
 
 CAPTION_KINDS = ("txt", "cls", "json:KEY")
 
@@ -44,7 +44,7 @@ class SourceConfig:
         require(bool(self._kinds), "data.train caption: expected at least one kind")
         for kind, weight in self._kinds.items():
             valid = kind in ("txt", "cls") or (kind.startswith("json:") and len(kind) > 5)
-            require(valid, f"data.train caption: unknown value {kind!r} (valid: {', '.join(CAPTION_KINDS)})")
+            require(valid, f"data.train caption: unknown value {quoted(kind)} (valid: {', '.join(CAPTION_KINDS)})")
             above(f"data.train caption {kind}", weight, 0)
         above("data.train weight", self.weight, 0)
 
@@ -125,7 +125,7 @@ class DataConfig:
     ledger: bool = False
 
     def __post_init__(self) -> None:
-        require(self.crop in typing.get_args(Crop), f"data.crop: unknown value {self.crop!r}")
+        require(self.crop in typing.get_args(Crop), f"data.crop: unknown value {quoted(self.crop)}")
         within("data.min_scale", self.min_scale, 0.01, 1)
         within("data.flip", self.flip, 0, 1)
         within("data.max_bad_fraction", self.max_bad_fraction, 0, 0.5)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmrep.config.checks import at_least, one_of, require
+from mmrep.config.checks import at_least, one_of, quoted, require
 from mmrep.config.finetune import FinetuneConfig
 from mmrep.config.instance import InstanceConfig
 from mmrep.config.probe import KnnConfig, ProbeConfig
@@ -101,7 +101,7 @@ class SetConfig:
             revision = "" if page[2] == "main" else f"@{page[2]}"
             address = f"hf://datasets/{page[1]}{revision}{(page[3] or '').rstrip('/')}"
             require(False, f"set {self.path}: a page of the Hub, which has no folders; write {address}")
-        require(self.name is None or "/" not in self.name, f"set name {self.name!r}: no '/' allowed")
+        require(self.name is None or "/" not in self.name, f"set name {quoted(self.name)}: no '/' allowed")
         require(bool(self.tasks), f"set {self.path}: task: expected at least one")
         for task in self.tasks:
             one_of("task", task, ("auto", *TASKS))
@@ -130,8 +130,8 @@ class SetConfig:
             )
         require(
             self.format not in WITHOUT_SPLITS or self.split == "test",
-            f"set {self.path}: format {self.format} has no split {self.split!r}; a training split needs format folder, "
-            "karpathy or webdataset",
+            f"set {self.path}: format {self.format} has no split {quoted(self.split)}; a training split needs "
+            "format folder, karpathy or webdataset",
         )
 
     @property

@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmrep.config.checks import ConfigError, above, at_least, one_of, require
+from mmrep.config.checks import ConfigError, above, at_least, one_of, quoted, require
 
 Norm = Literal["before", "after"]
 Negatives = Literal["clamp", "shift", "signed"]
@@ -317,11 +317,13 @@ def check_pool_args(name: str, args: dict[str, Any]) -> Any:
     for key, value in args.items():
         if key not in declared:
             valid = ", ".join(declared) or "none"
-            raise ConfigError(f"pool {name!r} has no argument {key!r} (valid: {valid})")
+            raise ConfigError(f"pool {name!r} has no argument {quoted(key)} (valid: {valid})")
         if typing.get_origin(declared[key]) is Literal:
             one_of(f"pool {name!r}, argument {key!r}", str(value), typing.get_args(declared[key]))
         elif not _fits(value, declared[key]):
-            raise ConfigError(f"pool {name!r}, argument {key!r}: expected {_spelled(declared[key])}, got {value!r}")
+            raise ConfigError(
+                f"pool {name!r}, argument {key!r}: expected {_spelled(declared[key])}, got {quoted(value)}"
+            )
     return POOL_ARGS[name](**args)
 
 
@@ -345,7 +347,7 @@ class PoolConfig:
             object.__setattr__(self, "label", self._own_label())
         require(
             all(c.isalnum() or c in "._-" for c in str(self.label)),
-            f"pool label {self.label!r}: letters, digits, '.', '_' and '-' only, since it names a folder",
+            f"pool label {quoted(self.label)}: letters, digits, '.', '_' and '-' only, since it names a folder",
         )
 
     def meaning(self, num_heads: int | None) -> tuple[str, Any]:
@@ -375,10 +377,13 @@ class PoolConfig:
             return value
         if isinstance(value, str):
             return cls(value)
-        require(isinstance(value, dict), f"{where}: expected a name, or {{name: …, args: {{…}}}}, got {value!r}")
+        require(isinstance(value, dict), f"{where}: expected a name, or {{name: …, args: {{…}}}}, got {quoted(value)}")
         unknown = sorted(set(value) - {"name", "args", "label"})
-        require(not unknown, f"{where}: unknown key {unknown[0]!r} (valid: name, args, label)" if unknown else "")
-        require("name" in value, f"{where}: expected a name, as in {{name: ggem, args: {{groups: 12}}}}, got {value}")
+        require(not unknown, f"{where}: unknown key {quoted(unknown[0])} (valid: name, args, label)" if unknown else "")
+        require(
+            "name" in value,
+            f"{where}: expected a name, as in {{name: ggem, args: {{groups: 12}}}}, got {quoted(value)}",
+        )
         args = value.get("args") or {}
-        require(isinstance(args, dict), f"{where}.args: expected a mapping, got {args!r}")
+        require(isinstance(args, dict), f"{where}.args: expected a mapping, got {quoted(args)}")
         return cls(str(value["name"]), args, value.get("label"))

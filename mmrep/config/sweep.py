@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmrep.config.checks import ConfigError, one_of, require
+from mmrep.config.checks import ConfigError, one_of, quoted, require
 from mmrep.config.pooling import MAX_EXPONENT, POOL_ARGS, GeMArgs, Negatives, PoolConfig
 
 GEM_LIKE = tuple(name for name, kind in POOL_ARGS.items() if issubclass(kind, GeMArgs))
@@ -57,6 +57,6 @@ def parse_exponents(text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--p: expected numbers with commas between, as in 1,3,4.6, got {text!r}") from error
-    require(all(map(math.isfinite, values)), f"--p: expected finite numbers, got {text!r}")
+        raise ConfigError(f"--p: expected numbers with commas between, as in 1,3,4.6, got {quoted(text)}") from error
+    require(all(map(math.isfinite, values)), f"--p: expected finite numbers, got {quoted(text)}")
     return values
