@@ -85,6 +85,10 @@ def _run(verb: str, rest: list[str]) -> int:
             )
         raise
     agreement.leave()
+    if "torch" in sys.modules:  # else there is no group to leave, and torch need not be imported for that
+        from mmrep import distributed
+
+        distributed.stop()
     return DONE
 
 

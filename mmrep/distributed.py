@@ -1,5 +1,6 @@
 """The only collectives: everything that passes between processes goes through this file."""
 
+import gc
 import json
 import logging
 import os
@@ -186,6 +187,9 @@ def stop() -> None:
     """Leave the other processes in order."""
     agreement.leave()
     if dist.is_available() and dist.is_initialized():
+        # DDP's cycles hold the process group. Where it outlives the interpreter, torch aborts now and then, and a
+        # launcher takes a finished run for a failed one.
+        gc.collect()
         dist.destroy_process_group()
 
 
