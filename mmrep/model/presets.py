@@ -51,6 +51,7 @@ _TIMM_UNUSED = {
     "timm_model_pretrained": "open_clip starts from ImageNet weights only where no CLIP weights follow",
     "output_tokens": "changes what open_clip's forward pass returns, not the embedding",
 }
+_TIMM_FIELDS = [field.name for field in dataclasses.fields(CLIPVisionCfg) if field.name.startswith("timm_")]
 _TOP_UNUSED = {
     "custom_text": "changes the names of the weights, which both are read",
     "nonscalar_logit_scale": "changes the shape of the logit scale, of which both are read",
@@ -191,8 +192,7 @@ def _native_image(
         raise ConfigError(
             f"{where}: layers {quoted(vision.layers)}: a ResNet; the image tower has to give patch tokens"
         )
-    # open_clip reads the fields of timm's towers with timm_model_name only.
-    unused = _NATIVE_UNUSED | {key: "" for key in given if key.startswith("timm_")}
+    unused = _NATIVE_UNUSED | dict.fromkeys(_TIMM_FIELDS, "open_clip reads it with timm_model_name only")
     _check_fields(given, where, _NATIVE_HONOURED, _NATIVE_VALUES, unused)
     require(
         1 <= vision.head_width <= vision.width,
@@ -219,11 +219,9 @@ def _timm_image(vision: CLIPVisionCfg, given: dict[str, Any], where: str) -> tup
     """Return image tower and pool of open_clip's TimmModel, read off the timm model that it would build."""
     from mmrep.model.trunk import timm_head
 
-    # Sizes of the native ViT, which open_clip does not read where a timm model is named.
-    unused = _TIMM_UNUSED | dict.fromkeys(_NATIVE_HONOURED | _NATIVE_VALUES.keys() | _NATIVE_UNUSED.keys(), "")
-    _check_fields(
-        given, where, _TIMM_HONOURED, _TIMM_VALUES, {k: v for k, v in unused.items() if k not in _TIMM_HONOURED}
-    )
+    native = (_NATIVE_HONOURED | _NATIVE_VALUES.keys() | _NATIVE_UNUSED.keys()) - _TIMM_HONOURED
+    unused = _TIMM_UNUSED | dict.fromkeys(native, "open_clip reads it without timm_model_name only")
+    _check_fields(given, where, _TIMM_HONOURED, _TIMM_VALUES, unused)
     require(
         vision.timm_proj in ("linear", "", "none"),
         f"{where}: timm_proj {quoted(vision.timm_proj)} is not supported (only 'linear', 'none' and '')",
@@ -277,12 +275,9 @@ def _preprocessing(given: Any, image_size: int | tuple[int, int], where: str) ->
             plain and all(type(value) in (int, float) for value in values),
             f"{where}: {key}: expected three numbers, got {quoted(values)}",
         )
-    cfg = read_fields(
-        PreprocessCfg, {**given, "mode": given.get("mode", "RGB") if given.get("mode") == "RGB" else "RGB"}, where
-    )
-    require(
-        given.get("mode", "RGB") == "RGB", f"{where}: mode {quoted(given.get('mode'))} is not supported (only 'RGB')"
-    )
+    mode = given.pop("mode", "RGB")
+    require(mode == "RGB", f"{where}: mode {quoted(mode)} is not supported (only 'RGB')")
+    cfg = read_fields(PreprocessCfg, given, where)
     require(
         "size" not in given or _pair(cfg.size) == _pair(image_size),
         f"{where}: size {quoted(cfg.size)} is not the model's image_size {quoted(image_size)}",
