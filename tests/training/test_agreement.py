@@ -28,7 +28,7 @@ def begin(recipe: Recipe, tmp_path: Path) -> Callable[..., Started]:
     """`begin(before, **parts)`: two processes that train a recipe by the command line."""
 
     def begin(before: Callable[[int], None] | None = None, resume: bool = False, **parts: object) -> Started:
-        training = {"steps": 8, "checkpoint_steps": 0} | dict(parts.pop("training", {}))  # type: ignore[call-overload]
+        training = {"steps": 8, "checkpoint_steps": 0} | dict(parts.pop("training", {}))  # type: ignore[call-overload]  # any fields
         config = recipe(training=training, evaluation={"sets": []}, data={"workers": 0}, **parts)
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(plain(config.to_dict())))
@@ -71,7 +71,7 @@ def fill_the_disk(rank: int) -> None:
         raise OSError(28, "No space left on device")
 
     if rank == 0:
-        checkpoint.save_file = save  # type: ignore[assignment]
+        checkpoint.save_file = save  # type: ignore[assignment]  # a failing disk
 
 
 def test_a_full_disk_of_the_first_process_ends_both(begin: Callable[..., Started]) -> None:
@@ -136,7 +136,7 @@ def save_slowly(rank: int) -> None:
         (self.folder / f"saving_{rank}").touch()
         time.sleep(600)
 
-    Run.save = save  # type: ignore[method-assign]
+    Run.save = save  # type: ignore[method-assign]  # waits to be killed
 
 
 def test_ctrl_c_twice_ends_at_once(begin: Callable[..., Started], tmp_path: Path) -> None:

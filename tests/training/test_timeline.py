@@ -22,7 +22,7 @@ from mmrep.data.tar import DataError
 from mmrep.files import WriteError
 from mmrep.training import trainer
 from mmrep.training.build import Run
-from mmrep.training.checkpoint import Diverged, list_checkpoints, save_checkpoint
+from mmrep.training.checkpoint import Diverged, list_checkpoints, load_checkpoint, save_checkpoint
 from mmrep.training.signals import Stopped
 from mmrep.training.trainer import train
 
@@ -319,3 +319,15 @@ def test_a_full_disk_for_metrics(recipe: Recipe, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer, "build_run", build)
     with pytest.raises(WriteError, match="metrics.jsonl: can't be written: No space left on device; free some space"):
         train(recipe(data={"workers": 0}), "")
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    """Fused AdamW would read them past their end."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.state[model.weight]["exp_avg"] = torch.zeros(1)
+    place = save_checkpoint(tmp_path, 1, model, optimizer, {}, keep=1)
+    with pytest.raises(ConfigError, match=r"exp_avg has shape \(1,\), expected \(2, 3\)"):
+        load_checkpoint(place, model, torch.optim.AdamW(model.parameters(), fused=True))
