@@ -28,7 +28,7 @@ from mmrep.cli_options import (
 )  # fmt: skip
 from mmrep.config.checks import one_of, require
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
-from mmrep.config.sweep import GEM_LIKE, SweepConfig, parse_exponents
+from mmrep.config.sweep import SweepConfig, gem_like, parse_exponents
 from mmrep.config.tree import TrainConfig
 from mmrep.options import parse_config
 from mmrep.terminal import Parser, say
@@ -193,7 +193,7 @@ def run_sweep(argv: list[str]) -> None:
     default = ",".join(f"{p:g}" for p in SweepConfig().p)
     parser.add_argument("--p", default=default, help=f"exponents, each for all channels (default: {default})")
     parser.add_argument(
-        "--pool", help=f"{', '.join(GEM_LIKE)}: in place of the trained head (default: only if it has no p)"
+        "--pool", help=f"{', '.join(gem_like())}: in place of the trained head (default: only if it has no p)"
     )
     parser.add_argument("--negatives", help="clamp, shift, signed: of the head put in")
     parser.add_argument("--metric", help="to choose by (default: acc1, or image_retrieval_recall@1)")

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmrep.config.checks import ConfigError, one_of, quoted, require
-from mmrep.config.pooling import MAX_EXPONENT, POOL_ARGS, GeMArgs, Negatives, PoolConfig
+from mmrep.config.heads import MAX_EXPONENT, GeMArgs, Negatives
+from mmrep.config.pooling import PoolConfig
+from mmrep.config.pools import registered_pools
 
-GEM_LIKE = tuple(name for name, kind in POOL_ARGS.items() if issubclass(kind, GeMArgs))
-"""Heads whose exponents can be set."""
+
+def gem_like() -> list[str]:
+    """Return the names of the heads whose exponents can be set."""
+    return [name for name, pool in registered_pools().items() if issubclass(pool.args, GeMArgs)]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class SweepConfig:
 
     Attributes:
         p: the exponents, each for all channels at once.
-        pool: one of `GEM_LIKE`, in place of the trained head; None: the trained head where it has exponents, else
+        pool: one of `gem_like()`, in place of the trained head; None: the trained head where it has exponents, else
             `gem`.
         negatives: of the head put in; None: that head's default.
         metric: what the best is chosen by, as `METRIC` (the mean over the sets that have it) or `SET/METRIC`; None:
@@ -37,7 +41,7 @@ class SweepConfig:
             require(low <= p <= high, f"--p: expected values from {low:g} to {high:g}, got {p:g}")
         require(len(set(self.p)) == len(self.p), f"--p: expected each value once, got {self.p}")
         if self.pool is not None:
-            one_of("--pool", self.pool, GEM_LIKE)
+            one_of("--pool", self.pool, gem_like())
         if self.negatives is not None:
             one_of("--negatives", self.negatives, typing.get_args(Negatives))
 
