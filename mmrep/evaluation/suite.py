@@ -148,7 +148,7 @@ def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] |
     write_json(path, content)
 
 
-def table(results: Sequence[Result], width: int | None = None) -> str:
+def results_table(results: Sequence[Result], width: int | None = None) -> str:
     """Results as lines of text, the models below each other: shares as percentages, ranks as they are.
 
     Args:

@@ -18,12 +18,12 @@ from torch import nn
 
 from mmrep import __version__, distributed
 from mmrep.config.tree import TrainConfig
-from mmrep.evaluation.suite import Result, evaluate, table, write_results
+from mmrep.evaluation.suite import Result, evaluate, results_table, write_results
 from mmrep.files import locked, read_json_lines, whole_folder, write_json
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
 from mmrep.pooling.gem import exponents_of
-from mmrep.training.build import Run, build_run
+from mmrep.training.build import Run, build_run, with_precision
 from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
 from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY
@@ -51,6 +51,7 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
     """
     folder = Path(config.output_dir)
     device = distributed.start()
+    config = with_precision(config, device)
     distributed.advise(f"continue with: {resume_command}")
     # The first process answers for all: it may change the folder before another one looks.
     first = distributed.rank() == 0
@@ -215,7 +216,7 @@ def finish(run: Run, stop: StopSignal) -> None:
         about = describe(run)
         if results:
             write_results(results, run.folder / RESULTS, about)
-            run.tracker.say(table(results))
+            run.tracker.say(results_table(results))
         run.tracker.say(f"{run.tracker.label}: measuring what the model costs")
         summary = {
             "steps": steps,

@@ -12,7 +12,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.suite import Result, evaluate, evaluate_each, table, write_results
+from mmrep.evaluation.suite import Result, evaluate, evaluate_each, results_table, write_results
 from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
@@ -134,7 +134,7 @@ def test_outcomes_are_every_samples(results: list[Result], sets: list[EvalSet], 
 
 
 def test_table(results: list[Result]) -> None:
-    lines = table(results[:2]).splitlines()
+    lines = results_table(results[:2]).splitlines()
     assert lines[0].split()[:7] == ["dataset", "task", "n", "metric", "model", "value", "chance"]
     assert len(lines) == 2 + 2 * len(ACCURACIES)
     for line, result in zip(lines[2:4], results, strict=False):
@@ -148,11 +148,11 @@ def made(model: str, evalset: EvalSet, **parts: dict[str, float]) -> Result:
 
 def test_table_shows_ties_and_ranks_where_there_are_any(sets: list[EvalSet]) -> None:
     plain = made("a", sets[0], metrics={"acc1": 0.5}, chance={"acc1": 0.25}, further={"mean_rank": 3.25})
-    assert [line.split()[3:] for line in table([plain]).splitlines()[2:]] == [
+    assert [line.split()[3:] for line in results_table([plain]).splitlines()[2:]] == [
         ["acc1", "a", "50.00", "25.00"], ["mean_rank", "a", "3.2", "–"],
     ]  # fmt: skip
     tied = made("b", sets[0], metrics={"acc1": 0.75}, chance={"acc1": 0.25}, pessimistic={"acc1": 0.125})
-    lines = [line.split()[3:] for line in table([plain, tied]).splitlines()]
+    lines = [line.split()[3:] for line in results_table([plain, tied]).splitlines()]
     assert lines[0] == ["metric", "model", "value", "chance", "worst", "ties"]
     assert lines[2:4] == [["acc1", "a", "50.00", "25.00", "–"], ["acc1", "b", "75.00", "25.00", "12.50"]]
 
@@ -160,11 +160,11 @@ def test_table_shows_ties_and_ranks_where_there_are_any(sets: list[EvalSet]) -> 
 def test_table_fits_a_terminal(sets: list[EvalSet]) -> None:
     long = "hf-hub:somebody/a-model-with-a-very-long-name-trained-on-many-pairs"
     results = [made(f"{long}-{i}", sets[0], metrics={"mean_per_class_recall": 0.5}) for i in range(2)]
-    lines = table(results, width=80).splitlines()
+    lines = results_table(results, width=80).splitlines()
     assert max(map(len, lines)) == 80
     assert [line.split()[4][-2:] for line in lines[2:]] == ["-0", "-1"], "names differ at their ends"
     assert all("  hf-hub:so" in line and "  mean_per_class_recall  " in line and "…" in line for line in lines[2:])
-    assert f"{long}-1" in table(results)
+    assert f"{long}-1" in results_table(results)
     assert shortened([["a", "b"], ["x" * 30, "y" * 30]], 10, ("a",))[1][1] == "y" * 30
 
 
