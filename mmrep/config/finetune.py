@@ -16,8 +16,8 @@ class FinetuneConfig:
         lrs: learning rates of the tower that are tried; the best by validation is kept.
         classifier_lr: of the classifier, which starts at zero.
         weight_decay: of AdamW.
-        warmup: Length of the linear warm-up, in steps or, below 1, as a share of all steps. Afterwards rates fall to zero
-            in a half cosine.
+        warmup: Length of the linear warm-up, in steps or, below 1, as a share of all steps. Afterwards rates fall to
+            zero in a half cosine.
         min_scale: least share of an image's area that a random crop keeps.
         flip: whether half of the images are mirrored.
         validation: share of the training split that the rate is chosen on.

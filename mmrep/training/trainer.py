@@ -1,5 +1,6 @@
 """A training run: build, loop, finish."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -183,7 +184,8 @@ def validate(run: Run, step: int) -> None:
     """Evaluates on the held-out samples, on all processes, and writes the metrics."""
     if not run.validation:
         return
-    results = evaluate({"model": run.model}, run.validation, run.config.evaluation)
+    # The model changes with every step, so its embeddings are not worth keeping.
+    results = evaluate({"model": run.model}, run.validation, dataclasses.replace(run.config.evaluation, cache=False))
     if run.accelerator.is_main_process:
         run.tracker.evaluation(step, flatten(results))
     distributed.barrier()
@@ -216,7 +218,7 @@ def finish(run: Run, stop: StopSignal) -> None:
         about = describe(run)
         if results:
             write_results(results, run.folder / RESULTS, about)
-            run.tracker.say(results_table(results))
+            run.tracker.say(results_table(results, most=5))
         run.tracker.say(f"{run.tracker.label}: measuring what the model costs")
         summary = {
             "steps": steps,
