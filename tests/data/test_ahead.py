@@ -11,9 +11,8 @@ from conftest import colour_samples, write_tar
 
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.data import ahead
-from mmrep.data.ahead import Ahead
+from mmrep.data.ahead import Ahead, Wanted
 from mmrep.data.loader import Plan, Stage, Steps
-from mmrep.data.remote import Wanted
 from mmrep.data.sources import Sources
 from mmrep.model.text_encoder import ClipTokenizer
 
@@ -102,7 +101,7 @@ def test_want_lists_follow_the_blocks(build: Callable[..., Steps]) -> None:
         assert set(found[:2]) == used(steps, 3 * block, 3 * block + 3), "the present block first"
         assert set(found) == used(steps, 3 * block, 3 * block + 6), "then the next one, across epochs too"
         assert len(found) == len(set(found))
-    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, None, 0) for i in range(SHARDS)}
+    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, 0) for i in range(SHARDS)}
     watcher.close()
     assert recorder.closed
 
@@ -173,7 +172,7 @@ def test_local_shards_take_no_room(build: Callable[..., Steps], caplog: pytest.L
 def test_staged_shards_are_asked_for(build: Callable[..., Steps], places: dict[str, str]) -> None:
     Ahead(build("{local}", stage=True)).advance(0)
     shards = [Path(places["local"]) / f"{i}.tar" for i in range(SHARDS)]
-    expected = [(f"file://{shard}", SIZE, None, shard.stat().st_mtime_ns) for shard in shards]
+    expected = [(f"file://{shard}", SIZE, shard.stat().st_mtime_ns) for shard in shards]
     assert Recorder.made[0].lists == [expected]
 
 

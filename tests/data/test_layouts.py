@@ -10,12 +10,9 @@ import pytest
 from originals import picture, put
 
 from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.data.layouts.captions import read_coco, read_karpathy, read_redcaps, read_table
 from mmrep.data.layouts.classes import read_folder, read_imagenet_val
-from mmrep.data.layouts.coco import read_coco, read_karpathy
-from mmrep.data.layouts.contents import Contents, within_folder
-from mmrep.data.layouts.files import content_extension, image_kind
-from mmrep.data.layouts.redcaps import read_redcaps
-from mmrep.data.layouts.tables import read_table
+from mmrep.data.layouts.contents import Contents, content_extension, image_kind, within_folder
 from mmrep.data.tar import DataError
 
 

@@ -13,7 +13,7 @@ from conftest import png
 
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.layouts.imagenet import imagenet_names, imagenet_wnids
+from mmrep.data.layouts.classes import imagenet_names, imagenet_wnids
 from mmrep.data.shards import image_extension, read_member
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import EvalSet, check_set, open_set
