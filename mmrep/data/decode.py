@@ -5,14 +5,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmrep.data.jpeg import JPEG_START, decode_jpeg, jpeg_complaint, jpeg_header, scans
+from mmrep.data.jpeg import JPEG_START, ImageHeader, decode_jpeg, jpeg_complaint, jpeg_header, scans
 from mmrep.data.png import PNG_START, check_rows, checked_png
 from mmrep.data.shards import ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError
@@ -35,22 +34,6 @@ _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 """EXIF and TIFF tags."""
 
 
-class ImageHeader(NamedTuple):
-    """The header of an image file.
-
-    Attributes:
-        height: pixels as stored, without EXIF rotation.
-        width: pixels as stored.
-        format: one of FORMATS, or MPO (a JPEG followed by further pictures).
-        mode: Pillow's mode (RGB, P, I;16, …), or the colours of a JPEG (YCbCr, Gray, RGB, CMYK, YCCK).
-    """
-
-    height: int
-    width: int
-    format: str
-    mode: str
-
-
 def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Return the header of an image file without decoding pixels.
 
@@ -60,7 +43,7 @@ def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     header = jpeg_header(data)
     if header:
         _check_cost(data, header.width, header.height, max_pixels)
-        return ImageHeader(header.height, header.width, "JPEG", header.colours)
+        return header
     if data.startswith(PNG_START):
         data = checked_png(data)
     with _opened(data, max_pixels) as image:

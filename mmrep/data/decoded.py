@@ -106,9 +106,6 @@ class DecodedImages:
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodedImages, (self.path, self._sizes)
 
-    def __len__(self) -> int:
-        return len(self._checks)
-
     def get(self, number: int) -> UInt8[torch.Tensor, "3 height width"] | None:
         """Return an image in the channels-last layout of `decode_image`; None if it is not decoded yet.
 
@@ -148,19 +145,13 @@ class DecodedImages:
         except OSError as error:
             raise _no_access(self.path, error, len(self._file)) from error
 
-    def filled(self) -> int:
-        """Return the number of decoded images; those of an earlier run are counted before they are verified."""
-        return int(np.count_nonzero(self._checks))
-
     def _place(self, number: int) -> tuple[int, int, int]:
         """Return height, width, and the offset of the pixels."""
         heights, widths = self._sizes
         return int(heights[number]), int(widths[number]), int(self._offsets[number])
 
 
-def image_sizes(
-    reader: Callable[[int], bytes], count: int, progress: Callable[[int, int], None] | None = None
-) -> Sizes:
+def image_sizes(reader: Callable[[int], bytes], count: int) -> Sizes:
     """Return the int32 heights and widths of images from their headers.
 
     The size is 0 × 0 for an image that is missing (the reader's DataError), unreadable or too large. Such an image is
@@ -169,22 +160,12 @@ def image_sizes(
     Args:
         reader: returns the image file of a number from 0 to count - 1.
         count: number of images.
-        progress: called with (images read, images).
     """
     heights, widths = np.zeros((2, count), np.int32)
     for number in range(count):
-        with suppress(DataError):
-            heights[number], widths[number] = _size(reader(number))
-        if progress:
-            progress(number + 1, count)
+        with suppress(ValueError):  # among them DataError
+            heights[number], widths[number] = image_header(reader(number))[:2]
     return heights, widths
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    try:
-        return image_header(data)[:2]
-    except ValueError:
-        return 0, 0
 
 
 def _pixel_bytes(sizes: Sizes) -> NDArray[np.int64]:

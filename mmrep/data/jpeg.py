@@ -20,25 +20,34 @@ _PADDINGS = 64
 _SOF0, _SOF1, _SOF2, _SOS, _APP0, _ADOBE, _COMMENT = 0xC0, 0xC1, 0xC2, 0xDA, 0xE0, 0xEE, 0xFE
 
 
-class JpegHeader(NamedTuple):
-    """The header of a JPEG file; its colours are YCbCr, Gray, RGB, CMYK or YCCK."""
+class ImageHeader(NamedTuple):
+    """The header of an image file.
+
+    Attributes:
+        height: pixels as stored, without EXIF rotation.
+        width: pixels as stored.
+        format: JPEG, PNG, WEBP, GIF, BMP, TIFF, or MPO (a JPEG followed by further pictures).
+        mode: Pillow's mode (RGB, P, I;16, …), or the colours of a JPEG (YCbCr, Gray, RGB, CMYK, YCCK).
+    """
 
     height: int
     width: int
-    colours: str
+    format: str
+    mode: str
 
 
-def jpeg_header(data: bytes) -> JpegHeader | None:
+def jpeg_header(data: bytes) -> ImageHeader | None:
     """Return the header of a file; None if libjpeg-turbo finds none that it can read."""
     if not data.startswith(JPEG_START):
         return None
     try:
-        return JpegHeader(*simplejpeg.decode_jpeg_header(data, strict=False)[:3])
+        height, width, colours = simplejpeg.decode_jpeg_header(data, strict=False)[:3]
+        return ImageHeader(height, width, "JPEG", colours)
     except (ValueError, KeyError):
         return None
 
 
-def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:
+def decode_jpeg(data: bytes, header: ImageHeader, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:
     """Return the (height, width, 3) RGB pixels of a JPEG file: equal to Pillow's, in 3/4 of its time.
 
     CMYK files return None: Pillow decodes them.
@@ -51,7 +60,7 @@ def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | Non
     Raises:
         ValueError: libjpeg-turbo complains of something that is not known to be harmless.
     """
-    if header.colours not in _COLOURS:
+    if header.mode not in _COLOURS:
         _sound(data, "CMYK")  # raises for damage, which Pillow does not report
         return None
     factor = reduction(header.height, header.width, at_least) if at_least else 1
@@ -72,10 +81,10 @@ def reduction(height: int, width: int, at_least: tuple[int, int]) -> int:
     return next((f for f in (8, 4, 2) if -(-height // f) >= rows and -(-width // f) >= columns), 1)
 
 
-def jpeg_complaint(data: bytes, header: JpegHeader) -> str | None:
+def jpeg_complaint(data: bytes, header: ImageHeader) -> str | None:
     """Return the first complaint of libjpeg-turbo while it decodes a file; None if there is none."""
     try:
-        simplejpeg.decode_jpeg(data, "RGB" if header.colours in _COLOURS else "CMYK")
+        simplejpeg.decode_jpeg(data, "RGB" if header.mode in _COLOURS else "CMYK")
     except ValueError as error:
         return str(error)
     return None

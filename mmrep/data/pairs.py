@@ -22,7 +22,7 @@ from mmrep.data.decoded import DecodedImages, image_sizes
 from mmrep.data.draws import Purpose, random_bits, uniforms
 from mmrep.data.files import read_arrays, write_cache
 from mmrep.data.order import Order
-from mmrep.data.shards import DOWNLOADS, image_extension, read_member
+from mmrep.data.shards import Downloads, image_extension, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded
@@ -153,13 +153,13 @@ class Pairs:
     def _read(
         self, number: int, draws: Draws, i: int, size: tuple[int, int]
     ) -> tuple[UInt8[Tensor, "3 rows columns"], Caption, Seconds]:
-        waited, begin = DOWNLOADS.seconds, time.perf_counter()
+        waited, begin = Downloads.seconds, time.perf_counter()
         sample = self.sources.sample(number)
         caption = sample.captioner.draw(sample.shard, sample.row, draws.captions[i])
         image = None if self.decoded is None else self.decoded.get(number)
         extension = image_extension(sample.shard, sample.row)
         data = b"" if image is not None else read_member(sample.shard, sample.row, extension)
-        downloaded, middle = DOWNLOADS.seconds - waited, time.perf_counter()
+        downloaded, middle = Downloads.seconds - waited, time.perf_counter()
         try:
             pixels = self._view(number, data, image, draws, i, size)
         except MmrepError:

@@ -3,8 +3,6 @@
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,23 +19,10 @@ SEVERAL = "several images; the first of jpg, jpeg, png, webp is used (CLIP_bench
 _OPEN_FILES = 128
 
 
-class Stopwatch:
-    """Adds up the time that this process spends in `running`."""
+class Downloads:
+    """The time that this process has spent waiting for remote shards."""
 
     seconds = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time of the block."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - begin
-
-
-DOWNLOADS = Stopwatch()
-"""Time spent waiting for remote shards."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +51,11 @@ class RemoteShard:
 
     def open(self) -> HeldFile:
         """Return a local copy, which stays until it is closed."""
-        with DOWNLOADS.running():
+        begin = time.perf_counter()
+        try:
             return self.cache.open(self.address, self.size, self.version)
+        finally:
+            Downloads.seconds += time.perf_counter() - begin
 
 
 Shard = Path | RemoteShard
@@ -111,21 +99,10 @@ class ShardIndex:
         return [name for name, places in self.members.items() if places[row, 0] >= 0]
 
 
-class _OpenFile:
-    """A file descriptor that is closed with the last reference to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "descriptor"):
-            close(self.descriptor)
-
-
 @lru_cache(maxsize=_OPEN_FILES)
-def _open(path: Path, stamp: tuple[int, int]) -> _OpenFile:  # noqa: ARG001  # part of the cache's key
+def _open(path: Path, stamp: tuple[int, int]) -> HeldFile:  # noqa: ARG001  # part of the cache's key
     """Return the open file of a shard. `stamp` tells a shard from one that has replaced it."""
-    return _OpenFile(path)
+    return HeldFile(path, os.open(path, os.O_RDONLY))
 
 
 def _read(index: ShardIndex, size: int, offset: int) -> bytes:
