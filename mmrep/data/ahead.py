@@ -14,15 +14,15 @@ from mmrep.data.shards import RemoteShard
 LOG = logging.getLogger("mmrep")
 _THREADS = 8
 
-Wanted = tuple[str, int | None, int]
+Request = tuple[str, int | None, int]
 """Address, size in bytes and version of a shard; None and 0 where they are unknown."""
 
 
 class Prefetcher:
-    """Downloads shards in background threads, in the order asked for.
+    """Background downloads of shards, in the order of the requests.
 
     A failure is logged once for each address and not tried again here: `ShardCache.open` will try again, and raise.
-    The shards asked for should fit into the cache together, or the last ones evict the first.
+    The requested shards should fit into the cache together, or the last ones evict the first.
 
     Args:
         cache: where the copies go.
@@ -36,16 +36,16 @@ class Prefetcher:
         self.errors: dict[str, str] = {}
         self._cache = cache
         self._changed = threading.Condition()
-        self._queue: deque[Wanted] = deque()
+        self._queue: deque[Request] = deque()
         self._running: set[str] = set()
         self._closed = False
         # Daemons, so that a stalled download does not keep the program from ending.
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
 
-    def want(self, wanted: Sequence[Wanted]) -> None:
+    def fetch(self, requests: Sequence[Request]) -> None:
         """Replace the shards to download next. Downloads under way go on."""
         with self._changed:
-            self._queue = deque(wanted)
+            self._queue = deque(requests)
             self._changed.notify_all()
             # Started late, since loader processes should be forked from a process without threads.
             while self._threads and not self._closed:
@@ -58,7 +58,7 @@ class Prefetcher:
             self._queue.clear()
             self._changed.notify_all()
 
-    def _next(self) -> Wanted | None:
+    def _next(self) -> Request | None:
         with self._changed:
             while not self._closed:
                 while self._queue:
@@ -83,7 +83,7 @@ class Prefetcher:
 
 
 class Ahead:
-    """Downloads the shards of the present and the next block of every source.
+    """Background downloads of the shards of every source's present and next block.
 
     One process of each host needs it. Shards that do not fit into the cache together are not downloaded ahead.
 
@@ -105,7 +105,7 @@ class Ahead:
         present, following = self._shards(step)
         if present + following != self._last:
             self._last = present + following
-            self._prefetcher.want(self._wanted(self._last))
+            self._prefetcher.fetch(self._requests(self._last))
 
     def close(self) -> None:
         """Download nothing more."""
@@ -123,11 +123,11 @@ class Ahead:
             following += (begin + both[len(now) :]).tolist()
         return present, following
 
-    def _wanted(self, shards: list[int]) -> list[Wanted]:
+    def _requests(self, shards: list[int]) -> list[Request]:
         """Return the shards that are read through the cache, as far as they fit into it together."""
         sources = self._steps.sources
         room = sources.cache_bytes
-        wanted: list[Wanted] = []
+        requests: list[Request] = []
         for shard in dict.fromkeys(shards):
             place = sources.shard(shard)
             if not isinstance(place, RemoteShard):
@@ -135,8 +135,8 @@ class Ahead:
             room -= int(sources.catalog.sizes[shard])
             if room < 0:
                 break
-            wanted.append((place.address, place.size, place.version))
-        return wanted
+            requests.append((place.address, place.size, place.version))
+        return requests
 
     def _check_room(self) -> None:
         sources = self._steps.sources

@@ -101,7 +101,7 @@ def class_label(index: ShardIndex, sample: int, classes: int) -> int:
 
 
 class Captioner:
-    """Draws captions for the samples of one source.
+    """Random captions for the samples of one source.
 
     Args:
         source: config of the source.

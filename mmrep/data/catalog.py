@@ -205,7 +205,7 @@ def _fault(arrays: dict[str, NDArray]) -> str:
         if table.shape != (count,) or not count:
             return f"{name}: {table.shape} values; a catalog without shards, or with tables of different lengths"
         if table.dtype.kind != kind or (dtype and table.dtype != dtype) or (kind == "i" and (table < 0).any()):
-            return f"{name}: {table.dtype} values that no catalog has there"
+            return f"{name}: {table.dtype} values, which a catalog can't have"
     try:
         b"\n".join(arrays["addresses"].tolist()).decode("utf-8")
     except UnicodeDecodeError:

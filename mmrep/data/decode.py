@@ -25,7 +25,7 @@ _PIXELS_PER_BYTE, _SMALL = 2_000, 1 << 22
 """A file with more pixels a byte, and more pixels in all than _SMALL, is a decompression bomb. 34 bytes of WebP can
 claim all pixels that are allowed, and cost 20 bytes of memory for each. PNG and JPEG of one colour have 350 and 170."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Recognised by content, whatever the extension. Pillow knows more, and starts Ghostscript for one of them."""
+"""Recognised by content, whatever the extension. Pillow reads more formats, and starts Ghostscript for one of them."""
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),

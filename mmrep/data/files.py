@@ -45,7 +45,7 @@ def expand_braces(pattern: str, shown: str) -> list[str]:
         names = [] if wide else list(islice(braceexpand(pattern), _MOST_NAMES + 1))
     except UnbalancedBracesError as error:
         raise ConfigError(f"{shown}: unbalanced braces") from error
-    require(not wide and len(names) <= _MOST_NAMES, f"{shown}: stands for more than {_MOST_NAMES:,} names")
+    require(not wide and len(names) <= _MOST_NAMES, f"{shown}: expands to more than {_MOST_NAMES:,} names")
     return names
 
 

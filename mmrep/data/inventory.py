@@ -21,7 +21,7 @@ def name_difference(place: Path, sources: Sources) -> str:
     try:
         before = _table(place.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except ValueError:
-        return f"{place} is damaged, so that nobody knows which"
+        return f"{place} is damaged, so the difference is unknown"
     now = _table(_lines(sources))
     found = [f"{name} is gone" for name in before if name not in now]
     found += [f"{name} is new" for name in now if name not in before]
@@ -32,7 +32,7 @@ def name_difference(place: Path, sources: Sources) -> str:
         elif digest != digest_now:
             found.append(f"{name} has other members")
     if not found and list(before) != list(now):
-        found.append("the shards stand in another order")
+        found.append("the order of the shards has changed")
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return "; ".join(sorted(found)[:_NAMED]) + more
 

@@ -82,7 +82,7 @@ def pack(
         raise ConfigError(f"--output_dir: {output_dir} exists; name another folder, or remove it first")
     contents = read()
     for split in {item.split for item in contents.items}:
-        require(re.fullmatch(r"[\w-]+", split) is not None, f"--split: {split!r} is no folder name")
+        require(re.fullmatch(r"[\w-]+", split) is not None, f"--split: {split!r} is not a folder name")
     listed = len(contents.items) + len(contents.problems)
     items, kinds, problems = _check_images(contents, progress)
     problems = contents.problems + problems

@@ -104,7 +104,7 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """Loads the pairs of slots.
+    """Loader of the pairs of slots.
 
     Args:
         sources: the samples.

@@ -67,10 +67,10 @@ def _expand(pattern: str, where: str) -> list[Path]:
     names = expand_braces(place, f"{where}: {pattern!r}")
     paths = []
     for name in names:
-        require(can_be_a_name(name), f"{where}: no name of a shard: {name[:80]!r}")
+        require(can_be_a_name(name), f"{where}: not a possible file name: {name[:80]!r}")
         matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names
         if not matches:
-            among = f" (one of {len(names)} that {pattern!r} stands for)" if len(names) > 1 else ""
+            among = f" (one of {len(names)} that {pattern!r} expands to)" if len(names) > 1 else ""
             raise ConfigError(f"{where}: no such shard: {name}{among}")
         if len(matches) > 1:  # index files and catalogs lie beside the shards
             matches = [match for match in matches if not match.endswith(".npz")]

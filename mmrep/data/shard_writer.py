@@ -14,7 +14,7 @@ _BLOCK = 512
 
 
 class ShardWriter:
-    """Writes samples into numbered shards with webdataset's `TarWriter`.
+    """Writer of samples into numbered shards, built on webdataset's `TarWriter`.
 
     webdataset's own `ShardWriter` is not used: it closes a shard only after its size has passed the limit, and it
     treats the path as an address, so that `pipe:` would run a shell.

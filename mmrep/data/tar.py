@@ -110,7 +110,7 @@ def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
         kind = "sparse" if member.issparse() else link
         raise DataError(f"{shard}: member {member.name!r} is {kind}; store whole files")
     if not _DECIMAL.fullmatch(member.pax_headers.get("size", "0")):
-        raise DataError(f"{shard}: member {member.name!r} has a size that is no number: its header is damaged")
+        raise DataError(f"{shard}: member {member.name!r} has a size that is not a number: its header is damaged")
     if member.size < 0 or "\0" in member.name:
         wrong = f"a size of {member.size} bytes" if member.size < 0 else "a zero byte in its name"
         raise DataError(f"{shard}: member {member.name!r} has {wrong}: its header is damaged")

@@ -40,7 +40,7 @@ def test_names_stay_in_the_folder(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="here: .* leaves the image folder"):
             within_folder(folder, name, "here")
     for name in ("", ".", "a\0b"):
-        with pytest.raises(DataError, match="no file name"):
+        with pytest.raises(DataError, match="is not a file name"):
             within_folder(folder, name, "here")
     assert within_folder(folder, "a/./b..c.jpg", "here") == "a/b..c.jpg"
     assert within_folder(folder, f"{folder}/a/b.jpg", "here") == "a/b.jpg"
@@ -95,7 +95,7 @@ def test_coco_problems(tmp_path: Path) -> None:
         "caption 10001: unknown image id 99",
         "caption 10010: duplicate caption id",
         "image 1002 (000000000002.jpg): caption 0 is empty",
-        "image 1003 (000000000003.jpg): no caption (caption 0 is no text)",
+        "image 1003 (000000000003.jpg): no caption (caption 0 is not a text)",
         "image 1004 (000000000004.jpg): caption 0 is not valid Unicode",
         "image 7 (000000000001.jpg): this file is listed twice",
         "image 8 (new.jpg): no caption",
@@ -111,7 +111,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "latin": (b'{"images": "\xe9"}', "not UTF-8"),
     "a list": ("[]", "no list under 'images'"),
     "no annotations": ({"images": []}, "no list under 'annotations'"),
-    "no objects": ({"images": [3], "annotations": []}, r"images\[0\] is no object"),
+    "no objects": ({"images": [3], "annotations": []}, r"images\[0\] is not an object"),
     "no id": ({"images": [{"file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': nothing"),
     "a list as id": ({"images": [{"id": [], "file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': \[\]"),
     "true as id": ({"images": [{"id": True, "file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': True"),

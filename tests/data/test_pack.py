@@ -456,7 +456,7 @@ def test_memory_does_not_grow_with_the_bytes(tmp_path: Path) -> None:
         "number": ("csv --table t.csv --images . --allow_missing few", "--allow_missing"),
         "seed": ("csv --table t.csv --images . --shuffle -1", "--shuffle"),
         "samples": ("csv --table t.csv --images . --samples_per_shard 0", "--samples_per_shard"),
-        "split": ("csv --table good.csv --images . --split ../up", "--split: '../up' is no folder name"),
+        "split": ("csv --table good.csv --images . --split ../up", "--split: '../up' is not a folder name"),
     }.values(),
 )  # fmt: skip
 def test_wrong_use(

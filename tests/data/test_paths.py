@@ -43,7 +43,7 @@ def test_patterns(folder: Path, patterns: str | list[str], expected: list[str]) 
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        ("{00..03}.tar", r"no such shard: \S+/03\.tar \(one of 4 that '\S+' stands for\)"),
+        ("{00..03}.tar", r"no such shard: \S+/03\.tar \(one of 4 that '\S+' expands to\)"),
         ("9*.tar", r"no such shard: \S+/9\*\.tar$"),
         ("gone.tar", r"no such shard: \S+/gone\.tar$"),
         ("empty", r"no \.tar file in folder \S+/empty"),
@@ -127,5 +127,5 @@ ENDLESS = ["{0..99999999999}.tar", "{5..-9999999}.tar", "{0..9}" * 12, "{0..%s}"
 @pytest.mark.parametrize("pattern", ENDLESS)
 def test_patterns_without_end_are_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_MOST_NAMES", 20_000)  # the real limit takes seconds to reach
-    with pytest.raises(ConfigError, match="stands for more than 20,000 names"):
+    with pytest.raises(ConfigError, match="expands to more than 20,000 names"):
         expand_braces(pattern, "shards")

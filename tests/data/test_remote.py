@@ -334,15 +334,15 @@ def test_prefetcher_is_parallel_and_in_order(server: Server, tmp_path: Path) -> 
     for path in server.files:
         server.faults[path] = {"after": lambda _: gate.wait(30)}
     ahead = Prefetcher(cache, threads=4)
-    wanted = [(f"{server.url}/{i}.tar", 4 * SIZE, 0) for i in (5, 3, 6, 0, 1, 2)]
-    ahead.want(wanted)
+    requests = [(f"{server.url}/{i}.tar", 4 * SIZE, 0) for i in (5, 3, 6, 0, 1, 2)]
+    ahead.fetch(requests)
     until(lambda: server.running == 4, "four downloads at a time")
     assert set(server.requests) == {"/5.tar", "/3.tar", "/6.tar", "/0.tar"}
-    ahead.want([wanted[0], wanted[5]])
+    ahead.fetch([requests[0], requests[5]])
     gate.set()
-    until(lambda: present(tmp_path) == [f"{i}.tar" for i in (0, 2, 3, 5, 6)], "what is wanted, and no more")
-    ahead.want(wanted[:1])
-    for one in wanted:
+    until(lambda: present(tmp_path) == [f"{i}.tar" for i in (0, 2, 3, 5, 6)], "what is requested, and no more")
+    ahead.fetch(requests[:1])
+    for one in requests:
         cache.open(*one).close()
     assert set(server.requests.values()) == {1}
     ahead.close()
@@ -354,7 +354,7 @@ def test_prefetcher_reports_an_address_once(memory: Any, tmp_path: Path, caplog:
     bad = MEMORY.format(77)
     with caplog.at_level(logging.WARNING, "mmrep"):
         for i in range(3):
-            ahead.want([(bad, None, 0), (MEMORY.format(i), SIZE, 0)])
+            ahead.fetch([(bad, None, 0), (MEMORY.format(i), SIZE, 0)])
             until(lambda i=i: f"{i}.tar" in present(tmp_path), "the next one")
     assert caplog.messages == ["download ahead failed: memory://set/77.tar: no such file"]
     assert ahead.errors == {bad: "memory://set/77.tar: no such file"}

@@ -107,7 +107,9 @@ def read_imagenet_val(
     files: dict[str, Path] = {}
     for path in sorted(images.iterdir()):
         if not path.name.startswith(".") and path.is_file() and files.setdefault(path.stem, path) != path:
-            contents.problems.append(Problem(path.name, f"called as {files[path.stem].name}, and labels go by stems"))
+            contents.problems.append(
+                Problem(path.name, f"has the same stem as {files[path.stem].name}, and labels are by stem")
+            )
     for stem, label in sorted(expected.items()):
         if stem in files:
             contents.items.append(Item(files[stem].name, split, label=label))

@@ -99,7 +99,7 @@ def within_folder(folder: Path, name: str, where: str) -> str:
     if place.is_absolute() or ".." in place.parts:
         raise DataError(f"{where}: {name[:80]!r} leaves the image folder {folder}; correct the name, or give --images")
     if not place.parts or not can_be_a_name(name):
-        raise DataError(f"{where}: {name[:80]!r} is no file name")
+        raise DataError(f"{where}: {name[:80]!r} is not a file name")
     return str(place)
 
 
@@ -167,7 +167,7 @@ def read_lists(path: Path, *names: str) -> list[list[dict[str, Any]]]:
             raise DataError(f"{path}: no list under {name!r}; is it the file of this format?")
         bad = next((i for i, entry in enumerate(entries) if not isinstance(entry, dict)), None)
         if bad is not None:
-            raise DataError(f"{path}: {name}[{bad}] is no object")
+            raise DataError(f"{path}: {name}[{bad}] is not an object")
         lists.append(entries)
     return lists
 
@@ -198,7 +198,7 @@ def clean_captions(texts: Iterable[object], item: str, problems: list[Problem]) 
         if not _is_unicode(line):
             bad.append(Omission(item, f"caption {number} is not valid Unicode"))
         elif is_blank(line):
-            reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is no text"
+            reason = f"caption {number} is empty" if isinstance(text, str) else f"caption {number} is not a text"
             bad.append(Omission(item, reason))
         else:
             lines.append(line)

@@ -133,7 +133,7 @@ def _pieces(address: str, produce: Callable[[_Put], None], timeout: float) -> Ge
                 return pieces.put((kind, item), timeout=0.5)
             except queue.Full:
                 continue
-        raise InterruptedError("nobody listens any more")
+        raise InterruptedError("the reader has left")
 
     def work() -> None:
         try:
