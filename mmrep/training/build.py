@@ -22,10 +22,9 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
 from mmrep.config.tree import TrainConfig
 from mmrep.data.ahead import Ahead
-from mmrep.data.contrast import check_contrast
 from mmrep.data.inventory import write_inventory
 from mmrep.data.loader import Loaded, Steps, batches, data_state, wrap
-from mmrep.data.sources import Sources
+from mmrep.data.sources import Sources, check_contrast
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
 from mmrep.files import write_errors, write_json, write_text
 from mmrep.loss import total_loss

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.places import resolve_place
-from mmrep.data.regular import can_be_a_name
+from mmrep.data.files import can_be_a_name
+from mmrep.data.paths import resolve_place
 from mmrep.data.remote import is_remote
 
 KINDS = {

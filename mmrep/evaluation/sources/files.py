@@ -7,11 +7,9 @@ from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.layouts.classes import read_folder, read_imagenet_val
-from mmrep.data.layouts.coco import read_coco, read_karpathy
+from mmrep.data.layouts.captions import read_coco, read_karpathy, read_table
+from mmrep.data.layouts.classes import imagenet_names, read_folder, read_imagenet_val
 from mmrep.data.layouts.contents import Contents, Item, Omission
-from mmrep.data.layouts.imagenet import imagenet_names
-from mmrep.data.layouts.tables import read_table
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import local_place
 from mmrep.evaluation.sources.names import folder_names, names_given, templates_of

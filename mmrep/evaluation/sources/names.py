@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.layouts.imagenet import imagenet_names, imagenet_templates, imagenet_wnids
+from mmrep.data.layouts.classes import imagenet_names, imagenet_templates, imagenet_wnids
 from mmrep.data.paths import read_lines
 
 LOG = logging.getLogger("mmrep")

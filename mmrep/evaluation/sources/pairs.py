@@ -21,8 +21,8 @@ from torch import Tensor
 from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.decode import decode_image
+from mmrep.data.files import is_blank
 from mmrep.data.layouts.contents import read_text, within_folder
-from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import PAIR_FILES, local_place
 from mmrep.evaluation.sources.records import file_size, files_identity
