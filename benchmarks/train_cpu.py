@@ -414,10 +414,10 @@ def measure_start(start: Starter, pairs: int) -> list[dict[str, Any]]:
 
 _DESCRIBE_OURS = """
 import json, sys
-from mmrep.cli import parse_config
+from mmrep.cli.parsing import parse
 from mmrep.config.tree import TrainConfig
 from mmrep.model.create import build_model
-config = parse_config(TrainConfig, "train", ["--config", sys.argv[1]])
+config = parse(TrainConfig, "train", ["--config", sys.argv[1]])
 model = build_model(config.model, 0, False)
 texts, batch = json.load(open(sys.argv[2])), config.training.global_batch
 parts = [texts[i : i + batch] for i in range(0, len(texts) - batch + 1, batch)]

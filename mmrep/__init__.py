@@ -14,16 +14,18 @@ __version__ = "0.1.0"
 _PLACES = {
     "build_pool": "mmrep.pooling",
     "list_pools": "mmrep.pooling",
+    "register_pool": "mmrep.config.pools",
     "create_model": "mmrep.model.create",
     "load": "mmrep.model.load",
 }
 
 if TYPE_CHECKING:
+    from mmrep.config.pools import register_pool
     from mmrep.model.create import create_model
     from mmrep.model.load import load
     from mmrep.pooling import build_pool, list_pools
 
-__all__ = ["__version__", "build_pool", "create_model", "list_pools", "load"]
+__all__ = ["__version__", "build_pool", "create_model", "list_pools", "load", "register_pool"]
 
 
 def __getattr__(name: str) -> Any:

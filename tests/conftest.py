@@ -21,6 +21,8 @@ from jaxtyping import config, install_import_hook
 
 install_import_hook("mmrep", "typechecking.check")
 
+import toy_head  # noqa: E402, F401  # a user's own pooling head, so that all tests over the registry run on one
+
 TINY_MODEL: dict[str, Any] = {
     "embed_dim": 16,
     "image": {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mmrep.cli", "mmrep.cli_eval", "mmrep.training.trainer", "mmrep.study.runner"])
+_SERVER.set_forkserver_preload(["mmrep.cli", "mmrep.cli.evaluate", "mmrep.training.trainer", "mmrep.study.runner"])
 
 
 class Started(NamedTuple):

@@ -1,7 +1,6 @@
 """`mmrep embed`: files that other tools open, whole or not there."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,10 +152,10 @@ def test_ctrl_c_leaves_no_half_folder(
     [
         ("--data {set} --output_dir {model}", "--output_dir {model}: expected a new folder or an empty one"),
         ("--output_dir {new}", "nothing to embed: give --data DIR, --suite FILE or --texts FILE"),
-        ("--data {set} --format h5 --output_dir {new}", "--format: unknown value 'h5' (valid: npy, parquet)"),
-        ("--data {set} --dtype int8 --output_dir {new}", "--dtype: unknown value 'int8' (valid: float32, float16)"),
+        ("--data {set} --format h5 --output_dir {new}", "format: unknown value 'h5' (valid: npy, parquet)"),
+        ("--data {set} --dtype int8 --output_dir {new}", "dtype: unknown value 'int8' (valid: float32, float16)"),
         ("--texts {new} --output_dir {new}", "--texts: can't read {new}"),
-        ("--texts {text} {text} --output_dir {new}", "unrecognized arguments"),
+        ("--texts {text} {text} --output_dir {new}", "--texts: two files of one name"),
         ("--texts {text} --texts {text} --output_dir {new}", "--texts: two files of one name"),
         ("--data {set}/none --output_dir {new}", "no such folder"),
     ],
@@ -174,6 +173,5 @@ def test_wrong_use(
 
 
 def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["embed", "--help"])
-    assert not end.value.code and "--dtype" in capsys.readouterr().out and "mmrep" in sys.modules
+    assert main(["embed", "--help"]) == 0
+    assert "--dtype" in capsys.readouterr().out

@@ -108,13 +108,13 @@ def test_what_is_done_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--precision fp16", "--precision: unknown value 'fp16'"),
+        ("--precision fp16", "precision: unknown value 'fp16'"),
         ("--task zero", "task: unknown value 'zero'"),
         ("--task zeroshot,knm", "task: unknown value 'knm'; did you mean 'knn'?"),
-        ("--data_format zip", "--data_format: unknown value 'zip'"),
+        ("--data_format zip", "data_format: unknown value 'zip'"),
         ("--split val", "no split 'val'"),
         ("--suite {tmp}/none.yaml", "error: --suite: no such file: "),
-        ("--data_format karpathy", "--data_format: unknown value 'karpathy' (valid: webdataset, folder)"),
+        ("--data_format karpathy", "data_format: unknown value 'karpathy' (valid: webdataset, folder)"),
         ("--data {tmp}/file.json", "file.json: is a file: list it in a suite (--suite) with its `format`"),
         ("--data {tmp}/classes", "classes: no test/nshards.txt, so not in CLIP_benchmark's layout; a folder of class"),
         ("--output_dir {tmp}/file.json", "--output_dir {tmp}/file.json: can't write there: File exists"),

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mmrep.cli.terminal import say
 from mmrep.markup import markdown_cell, markdown_code, printable
-from mmrep.terminal import say
 
 
 def test_escapes_of_terminals_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The error that a user's mistake raises, and the few checks that all config files share."""
+"""The errors of a user's mistakes, and the checks that all configs share."""
 
 import difflib
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 
 class MmrepError(ValueError):
-    """Something the user has to know, in one line: what, where, what to do. Exit status 1, without a traceback."""
+    """An error for the user, in one line: what, where, what to do. Exit status 1, without a traceback."""
 
 
 class ConfigError(MmrepError):
-    """A mistake in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
+    """An error in what the user asked for: one line that names the field, the value and the fix. Exit status 2."""
 
 
 LARGEST = 2**53
@@ -26,28 +26,38 @@ def quoted(value: object) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `condition` holds."""
+    """Raise ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def one_of(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`; suggests the nearest."""
+def hint(value: object, choices: Iterable[str], most: int = 1) -> str:
+    """Return `; did you mean 'NAME'?` with the choices nearest to `value`, or nothing where none is near.
+
+    Args:
+        value: what the user gave.
+        choices: the valid names.
+        most: number of names to suggest.
+    """
+    near = difflib.get_close_matches(str(value)[:LONGEST_QUOTE], list(choices), n=most)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def one_of(field: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`; suggest the nearest."""
     choices = list(choices)
     if value not in choices:
-        near = difflib.get_close_matches(str(value)[:LONGEST_QUOTE], choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{field}: unknown value {quoted(value)}{hint} (valid: {', '.join(choices)})")
+        raise ConfigError(f"{field}: unknown value {quoted(value)}{hint(value, choices)} (valid: {', '.join(choices)})")
 
 
 def at_least(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or a finite number ≥ `low` (a whole one at most LARGEST)."""
+    """Raise ConfigError unless `value` is None, or a finite number ≥ `low` (a whole one at most LARGEST)."""
     require(value is None or value >= low, f"{field}: expected a value ≥ {low:g}, got {quoted(value)}")
     _check_size(field, value)
 
 
 def above(field: str, value: float | None, low: float) -> None:
-    """Raises ConfigError unless `value` is None, or a finite number > `low` (a whole one at most LARGEST)."""
+    """Raise ConfigError unless `value` is None, or a finite number > `low` (a whole one at most LARGEST)."""
     require(value is None or value > low, f"{field}: expected a value > {low:g}, got {quoted(value)}")
     _check_size(field, value)
 
@@ -58,5 +68,5 @@ def _check_size(field: str, value: float | None) -> None:
 
 
 def within(field: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigError unless `low` ≤ `value` ≤ `high`."""
+    """Raise ConfigError unless `low` ≤ `value` ≤ `high`."""
     require(low <= value <= high, f"{field}: expected a value from {low:g} to {high:g}, got {quoted(value)}")

@@ -1,12 +1,11 @@
 """What a dual encoder is made of: trunk, pooling, text tower, embedding width."""
 
-import difflib
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmrep.config.checks import ConfigError, above, one_of, quoted, require, within
+from mmrep.config.checks import ConfigError, above, hint, one_of, quoted, require, within
 from mmrep.config.pooling import Norm, PoolConfig, PoolInit
 
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -94,9 +93,8 @@ def _check_trunk_args(args: dict[str, Any]) -> None:
     for name, value in args.items():
         where = f"model.image.args.{str(name)[:80]}"
         if name not in TRUNK_ARGS:
-            near = difflib.get_close_matches(str(name)[:80], TRUNK_ARGS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "allowed are sizes, depths and flags (docs/models.md)"
-            raise ConfigError(f"{where}: not an argument that a trunk may be given; {hint}")
+            near = hint(name, TRUNK_ARGS) or "; allowed are sizes, depths and flags (docs/models.md)"
+            raise ConfigError(f"{where}: not an argument that a trunk may be given{near}")
         parts = value if isinstance(value, list | tuple) else [value]
         for part in parts or [None]:
             require(

@@ -14,9 +14,9 @@ from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.metrics import Evaluation, number
 from mmrep.evaluation.outcome_names import check_model_names, check_set_names, file_stem, model_folder
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.tables import align, shortened
 from mmrep.evaluation.tasks.registry import TASK_FUNCTIONS
 from mmrep.files import whole_file, write_json
+from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
 SCHEMA = 1

@@ -3,9 +3,8 @@
 import dataclasses
 
 from mmrep.config.checks import ConfigError
-from mmrep.config.pooling import check_pool_args
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.pooling.mmcap import MultiStageCap
+from mmrep.pooling.cap import LightCap, MultiCap
 
 _STUDENT, _TEACHER = "image.auxiliary_projections.0.", "image.projection."
 
@@ -24,13 +23,13 @@ def light_from(model: DualEncoder) -> DualEncoder:
     """
     config, head = model.config, model.image.pool
     pool = config.pooling
-    if not isinstance(head, MultiStageCap) or not head.auxiliary_dims:
+    if not isinstance(head, MultiCap) or isinstance(head, LightCap) or not head.auxiliary_dims:
         grafted = f", grafted onto {config.base.name!r}" if config.base else ""
         raise ConfigError(
             f"mmcap_light: expected a model with pool 'mcap' or 'mmcap' and its distill: true, which trains the mean "
             f"token, got {pool.name!r} with {pool.args or 'no args'}{grafted}"
         )
-    given = check_pool_args(pool.name, pool.args)
+    given = pool.checked_args()
     args = {"ffn_ratio": given.ffn_ratio, "tokens": given.tokens, "stages": head.stages}
     if given.num_heads is not None:
         args["num_heads"] = given.num_heads

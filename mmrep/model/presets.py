@@ -1,14 +1,13 @@
 """open_clip's model and preprocessing configs as ours; what has no counterpart here is refused by name."""
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
 
-from mmrep.config.checks import ConfigError, quoted, require
+from mmrep.config.checks import ConfigError, hint, quoted, require
 from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
 from mmrep.config.pooling import Norm
 from mmrep.config.schema import read_fields
@@ -79,9 +78,8 @@ def complete(config: ModelConfig) -> ModelConfig:
     )
     named = open_clip.get_model_config(config.name)
     if named is None:
-        near = difflib.get_close_matches(config.name, open_clip.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"model.name: open_clip has no model {quoted(config.name)}{hint}")
+        near = hint(config.name, open_clip.list_models(), 3)
+        raise ConfigError(f"model.name: open_clip has no model {quoted(config.name)}{near}")
     parts = from_open_clip(named, f"model.name {config.name}", config.name)
     image = dataclasses.replace(
         config.image,

@@ -1,6 +1,5 @@
 """timm trunks: built, held to the contract (batch, prefix + patches, width), and walked block by block."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmrep.config.checks import ConfigError, quoted, require
-from mmrep.config.pooling import MapArgs, Norm
+from mmrep.config.checks import ConfigError, hint, quoted, require
+from mmrep.config.heads import MapArgs
+from mmrep.config.pooling import Norm
 from mmrep.model.seeding import seed_vit, seeded
 
 WALKED = (VisionTransformer, Eva)
@@ -68,9 +68,7 @@ def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) ->
 
 def _check_name(name: str, where: str) -> None:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name[:80], timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"{where}: timm has no model {quoted(name)}{hint}")
+        raise ConfigError(f"{where}: timm has no model {quoted(name)}{hint(name, timm.list_models(), 3)}")
 
 
 class TimmHead(NamedTuple):

@@ -1,4 +1,4 @@
-"""Heads made of two heads: `concat`, and the gate by which a new head joins a trained one."""
+"""Heads made of several heads: `concat`, and the gate that adds a new head to a trained one."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from mmrep.config.checks import ConfigError
+from mmrep.config.pooling import ConcatArgs
 from mmrep.pooling.contract import Pooled, PoolingHead, Tokens
+from mmrep.pooling.registry import build_configured
 
 
 class Composite(PoolingHead):
-    """Heads over the same tokens.
+    """Base class of heads made of several heads over the same tokens.
 
     Args:
-        heads: of one token width.
+        heads: heads of one token width.
 
     Raises:
-        ConfigError: two of them read different numbers of stages.
+        ConfigError: two heads read different numbers of stages.
     """
 
     def __init__(self, heads: Sequence[PoolingHead]) -> None:
@@ -35,7 +37,7 @@ class Composite(PoolingHead):
         self.stages = max(stages, default=0)
 
     def each(self, tokens: Tokens) -> list[Pooled]:
-        """What each head makes of the tokens."""
+        """Return the output of each head."""
         return [head(tokens if head.stages else tokens._replace(stages=())) for head in self._heads]
 
     def no_weight_decay(self) -> set[str]:
@@ -45,8 +47,8 @@ class Composite(PoolingHead):
         return {f"heads.{i}.{name}": s for i, head in enumerate(self._heads) for name, s in head.lr_scales().items()}
 
 
-class Concat(Composite):
-    """The embeddings of two heads side by side."""
+class SideBySide(Composite):
+    """The embeddings of several heads side by side."""
 
     def __init__(self, heads: Sequence[PoolingHead]) -> None:
         super().__init__(heads)
@@ -57,12 +59,19 @@ class Concat(Composite):
         return Pooled(torch.cat([p.embedding for p in pooled], dim=1), _auxiliary(pooled))
 
 
+class Concat(SideBySide):
+    """The head `concat`: two heads of a config side by side."""
+
+    def __init__(self, dim: int, num_heads: int | None, args: ConcatArgs) -> None:
+        super().__init__([build_configured(part, dim, num_heads) for part in args.parts])
+
+
 class Gated(Composite):
-    """base(tokens) + gate · head(tokens), with a gate a channel that is zero at first: the base alone.
+    """base(tokens) + gate · head(tokens), with one gate for each channel, initially zero.
 
     Args:
         base: the head that the weights were trained with.
-        head: the new one, of the same output width.
+        head: the new head, of the same output width.
     """
 
     def __init__(self, base: PoolingHead, head: PoolingHead) -> None:

@@ -1,4 +1,4 @@
-"""What a pooling head takes and gives."""
+"""The interface of a pooling head: `Tokens` in, `Pooled` out."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class Tokens(NamedTuple):
         prefix: class token (first, where the trunk has one) and register tokens.
         patches: patch tokens, row by row.
         grid: rows and columns of the whole patch grid.
-        index: positions of the patches kept, ascending; None when all are.
-        stages: un-normed patch tokens of earlier blocks, for heads that ask for them.
+        index: positions of the kept patches under patch dropout, ascending; None when all patches are there.
+        stages: patch tokens of earlier blocks before the final norm, one tensor for each stage that the head reads.
     """
 
     prefix: Float[Tensor, "batch prefix width"]
@@ -28,11 +28,11 @@ class Tokens(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """What a head makes of the tokens.
+    """The output of a head.
 
     Attributes:
-        embedding: the image's embedding, before projection.
-        auxiliary: further embeddings that a loss may use.
+        embedding: the image embedding, before projection.
+        auxiliary: further embeddings for the loss. Heads return them in training mode only.
     """
 
     embedding: Float[Tensor, "batch out"]
@@ -40,16 +40,24 @@ class Pooled(NamedTuple):
 
 
 class PoolingHead(nn.Module):
-    """Base of all heads: `head(tokens: Tokens) -> Pooled`.
+    """Base class of all heads: `head(tokens: Tokens) -> Pooled`.
+
+    A subclass defines `pool(tokens)` and, if it has arguments, `__init__(dim, num_heads, args)`.
+    `mmrep.register_pool` makes it known by name.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: attention heads of the trunk, or None where it has none.
+        args: the head's dataclass of arguments.
 
     Attributes:
         dim: width of the tokens.
         out_dim: width of the embedding.
-        auxiliary_dims: widths of the auxiliary embeddings, which are made in training mode only.
-        stages: how many earlier depths of the trunk the head reads, besides the last.
+        auxiliary_dims: widths of the auxiliary embeddings.
+        stages: number of earlier depths of the trunk that the head reads besides the last one.
         needs_class_token: whether the first prefix token must be a class token.
-        needs_grid: whether the head reads the grid, and so refuses dropped patches.
-        invariant: whether the order of the patches does not matter.
+        needs_grid: whether the head reads the patch grid, and so cannot be used with patch dropout.
+        invariant: whether the result is independent of the order of the patches.
     """
 
     needs_class_token = False
@@ -58,7 +66,7 @@ class PoolingHead(nn.Module):
     stages = 0
     auxiliary_dims: tuple[int, ...] = ()
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int | None = None, args: object = None) -> None:  # noqa: ARG002  # for subclasses
         super().__init__()
         if dim < 1:
             raise ConfigError(f"pool dim: expected a width ≥ 1, got {dim}")
@@ -66,7 +74,7 @@ class PoolingHead(nn.Module):
         self.out_dim = dim
 
     def forward(self, tokens: Tokens) -> Pooled:
-        """Pools the tokens.
+        """Pool the tokens.
 
         Raises:
             ValueError: the tokens' width is not the head's, there are no patches, the class token is missing,
@@ -86,23 +94,23 @@ class PoolingHead(nn.Module):
         return pooled if isinstance(pooled, Pooled) else Pooled(pooled)
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"] | Pooled:
-        """The embedding of the tokens, with auxiliary ones if the head has any."""
+        """Return the embedding, or a `Pooled` with auxiliary embeddings."""
         raise NotImplementedError(f"{type(self).__name__} has to define pool(tokens)")
 
     def no_weight_decay(self) -> set[str]:
-        """Names of own parameters that must not decay, besides vectors."""
+        """Return the names of own parameters without weight decay. Vectors never decay and need not be named."""
         return set()
 
     def lr_scales(self) -> dict[str, float]:
-        """Learning rates of own parameters over that of all others, where they differ."""
+        """Return learning rates of own parameters relative to the optimiser's, by name, where they differ."""
         return {}
 
 
 def mean_dtype(x: Tensor) -> torch.dtype:
-    """The type to accumulate in: fp32, or fp64 for fp64 input."""
+    """Return the type to accumulate in: fp32, or fp64 for fp64 input."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def bounded(x: Float[Tensor, " count"], bound: float) -> Float[Tensor, " count"]:
-    """x within [-bound, bound], with the gradient of x itself: a value that training drove past a bound can return."""
+    """Clamp x to [-bound, bound] but keep the gradient of x, so that a value past a bound can return."""
     return x.clamp(-bound, bound).detach() + (x - x.detach())

@@ -1,9 +1,19 @@
-"""Pooling without parameters over the patches: `avg`, `max`, `avgmax`, `relu_avg`."""
+"""Pooling without trained parameters: `cls`, `avg`, `max`, `avgmax`, `relu_avg`."""
 
 from jaxtyping import Float
 from torch import Tensor
 
+from mmrep.config.heads import ReluAvgArgs
 from mmrep.pooling.contract import PoolingHead, Tokens, mean_dtype
+
+
+class ClassToken(PoolingHead):
+    """The class token (ViT; Dosovitskiy et al., arXiv 2010.11929)."""
+
+    needs_class_token = True
+
+    def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
+        return tokens.prefix[:, 0]
 
 
 class Average(PoolingHead):
@@ -15,7 +25,7 @@ class Average(PoolingHead):
 
 
 class Maximum(PoolingHead):
-    """The maximum of the patch tokens, channel by channel; the limit of a power mean for p → ∞."""
+    """The maximum of the patch tokens, channel by channel. It is the limit of a power mean for p → ∞."""
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         return tokens.patches.amax(1)
@@ -31,11 +41,11 @@ class AverageMaximum(PoolingHead):
 
 
 class ClampedAverage(PoolingHead):
-    """The mean of max(x, ε): GeM at p = 1, never trained. The control for what clamping alone does."""
+    """The mean of max(x, ε): GeM at p = 1, never trained. It is the control for what clamping alone does."""
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__(dim)
-        self.eps = eps
+    def __init__(self, dim: int, num_heads: int | None, args: ReluAvgArgs) -> None:
+        super().__init__(dim, num_heads, args)
+        self.eps = args.eps
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         x = tokens.patches

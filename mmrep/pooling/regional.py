@@ -1,16 +1,16 @@
-"""Regional, then global power means: `rgem`."""
+"""Regional, then global power mean: `rgem`."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmrep.config.pooling import Negatives
+from mmrep.config.heads import Negatives, RegionalGeMArgs
 from mmrep.pooling.contract import Tokens, mean_dtype
-from mmrep.pooling.gem import GeM, generalized_mean
+from mmrep.pooling.gem import GGeM, generalized_mean
 
 
 def _windows(x: Float[Tensor, "..."], axis: int, pad: int) -> Float[Tensor, "..."]:
-    """Windows of 2·pad + 1 positions around every position of an axis, in a new last axis; reflected at the ends."""
+    """Return windows of 2·pad + 1 positions around each position of an axis, in a new last axis; ends are reflected."""
     size = x.shape[axis]
     before, after = x.narrow(axis, 1, pad).flip(axis), x.narrow(axis, size - 1 - pad, pad).flip(axis)
     # Slices, since the gradient of torch's reflect padding is not deterministic on GPUs.
@@ -24,25 +24,23 @@ def regional_mean(
     eps: float = 1e-6,
     negatives: Negatives = "clamp",
 ) -> Float[Tensor, "batch rows columns width"]:
-    """The power mean of a window around every patch, averaged with the patch (Shao et al., SuperGlobal, arXiv
-    2308.06954, regional GeM):
+    """Average every patch with the power mean of a window around it (SuperGlobal's regional GeM, arXiv 2308.06954):
 
         z = ½ · (1/k² Σ_{window} f(x)^p)^(1/p) + ½ · f(x)
 
-    Stride 1, reflected at the borders. Where a side of the grid has no more than k // 2 patches, reflection does not
-    reach as far, and the window shrinks along that side to what it allows (to one patch on a side of one patch).
-    The paper's values are not negative; the three ways to treat others are `generalized_mean`'s.
+    Windows have stride 1 and are reflected at the borders. Where a side of the grid has at most k // 2 patches, the
+    window shrinks along that side to what reflection allows. The paper's values are not negative; for others there are
+    the same three treatments as in `generalized_mean`.
 
     Args:
         x: patch tokens on their grid.
         exponent: p, positive.
         kernel: k, rows and columns of the window, odd.
         eps: floor of clamped values; for `signed`, the relative size of a mean power below which its root is smoothed.
-        negatives: `clamp`: f = max(x, ε). `shift`: the channel's minimum over the image is subtracted first and added
-            to the result. `signed`: the mean of sign(x)·|x|^p, and its sign-preserving root.
+        negatives: see `generalized_mean`; the minimum of `shift` is taken over the image.
 
     Returns:
-        z, accumulated in fp32 (fp64 for fp64 input) and of that type.
+        z in fp32 (in fp64 for fp64 input).
     """
     values = x.to(mean_dtype(x))
     info = torch.finfo(values.dtype)
@@ -52,8 +50,8 @@ def regional_mean(
     elif negatives == "shift":
         low = values.amin((1, 2), keepdim=True)
         values = values - low
-    # A power is held as factor · exp(scale) with the greatest scale of each window taken out, so that p = 100 neither
-    # overflows nor leaves a window of small values without any. The floor keeps logarithms of zero finite.
+    # A power is held as factor · exp(scale), with the largest scale of each window factored out: p = 100 then neither
+    # overflows nor underflows in a window of small values. The floor keeps logarithms of zero finite.
     floor = values.detach().abs().amax((1, 2), keepdim=True).clamp(min=info.tiny) * info.eps**2
     scale = exponent * values.abs().clamp(min=floor.clamp(min=info.tiny)).log()
     factor = values.sign() if negatives == "signed" else torch.ones_like(values)
@@ -72,40 +70,20 @@ def regional_mean(
     return 0.5 * (root * (scale / exponent).exp() + values) + low
 
 
-class RegionalGeM(GeM):
+class RegionalGeM(GGeM):
     """SuperGlobal's pooling (Shao et al., arXiv 2308.06954): `regional_mean`, then GeM with one learnable exponent.
 
-    The defaults are the paper's: windows of 5 × 5 at p = 2.5, then p = 4.6. There both exponents are set after
-    training; here the global one may be learned, and the regional one stays.
-
-    Args:
-        dim: width of the tokens.
-        p: initial exponent of the global mean.
-        eps: see `regional_mean` and `generalized_mean`.
-        negatives: see there; each mean treats the negative values that it is given.
-        learn: whether the global exponent is trained.
-        lr_scale: its learning rate over that of the other parameters.
-        regional_p: exponent of the regional mean.
-        kernel: rows and columns of its window.
+    The default arguments are the paper's: windows of 5 × 5 at p = 2.5, then p = 4.6. The paper sets both exponents
+    after training; here the global one may be learned, and the regional one stays fixed.
     """
 
     needs_grid = True
     invariant = False
 
-    def __init__(
-        self,
-        dim: int,
-        p: float = 4.6,
-        eps: float = 1e-6,
-        negatives: Negatives = "clamp",
-        learn: bool = True,
-        lr_scale: float = 1.0,
-        regional_p: float = 2.5,
-        kernel: int = 5,
-    ) -> None:
-        super().__init__(dim, p, eps, negatives, learn, lr_scale)
-        self.regional_p = regional_p
-        self.kernel = kernel
+    def __init__(self, dim: int, num_heads: int | None, args: RegionalGeMArgs) -> None:
+        super().__init__(dim, num_heads, args)
+        self.regional_p = args.regional_p
+        self.kernel = args.kernel
 
     def pool(self, tokens: Tokens) -> Float[Tensor, "batch out"]:
         x = tokens.patches

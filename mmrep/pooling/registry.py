@@ -1,71 +1,39 @@
-"""Heads by name."""
+"""Building pooling heads by name."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-from mmrep.config.pooling import ConcatArgs, PoolConfig, check_pool_args
-from mmrep.pooling.attention import AttentionPool
-from mmrep.pooling.avg_mlp import AverageMlp
-from mmrep.pooling.cap import ClassAttentionPool
-from mmrep.pooling.composite import Concat
+from mmrep.config.checks import ConfigError
+from mmrep.config.pooling import PoolConfig
+from mmrep.config.pools import find_pool, make_args, registered_pools
 from mmrep.pooling.contract import PoolingHead
-from mmrep.pooling.gem import GeM, GGeM
-from mmrep.pooling.lse import LogSumExp
-from mmrep.pooling.mean import Average, AverageMaximum, ClampedAverage, Maximum
-from mmrep.pooling.mmcap import LightCap, MultiCap, MultiStageCap
-from mmrep.pooling.regional import RegionalGeM
-from mmrep.pooling.simpool import SimPool
-from mmrep.pooling.token import ClassToken
-
-HEADS: dict[str, Callable[..., PoolingHead]] = {
-    "cls": ClassToken,
-    "avg": Average,
-    "max": Maximum,
-    "avgmax": AverageMaximum,
-    "gem": GeM,
-    "ggem": GGeM,
-    "rgem": RegionalGeM,
-    "relu_avg": ClampedAverage,
-    "lse": LogSumExp,
-    "avg_mlp": AverageMlp,
-    "map": AttentionPool,
-    "simpool": SimPool,
-    "cap": ClassAttentionPool,
-    "mcap": MultiCap,
-    "mmcap": MultiStageCap,
-    "mmcap_light": LightCap,
-    "concat": Concat,
-}
 
 
 def list_pools() -> list[str]:
-    """Names of all heads."""
-    return list(HEADS)
+    """Return the names of all registered heads."""
+    return list(registered_pools())
 
 
 def build_pool(name: str, dim: int, num_heads: int | None = None, **args: Any) -> PoolingHead:
-    """A pooling head.
+    """Build a pooling head.
 
     Args:
         name: one of `list_pools()`.
         dim: width of the trunk's tokens.
         num_heads: attention heads of the trunk; heads that need a number of groups or heads default to it.
-        args: the head's own arguments (`mmrep.config.pooling`).
+        args: the head's own arguments; `mmrep pools` lists them.
 
     Raises:
-        ConfigError: unknown name or argument (lists the valid ones), wrong type, impossible value.
+        ConfigError: unknown name or argument, a value of another type, or an impossible one.
     """
-    checked = check_pool_args(name, args)
-    if isinstance(checked, ConcatArgs):
-        return Concat([build_configured(part, dim, num_heads) for part in checked.parts])
-    if num_heads is not None and "num_heads" in inspect.signature(HEADS[name]).parameters:
-        args["num_heads"] = num_heads
-    return HEADS[name](dim, **args)
+    checked = make_args(name, args)
+    try:
+        return find_pool(name).load()(dim, num_heads, checked)
+    except ConfigError as error:
+        raise ConfigError(f"pool {name!r}: {error}") from error
 
 
 def build_configured(pool: PoolConfig, dim: int, num_heads: int | None = None) -> PoolingHead:
-    """The head of a config; its own `num_heads`, if it gives one, goes before the trunk's.
+    """Build the head of a config. The arguments of the config go before the trunk's number of heads.
 
     Raises:
         ConfigError: see `build_pool`.

@@ -8,8 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.schema import read_value
-from mmrep.evaluation.tables import align
-from mmrep.markup import markdown_cell
+from mmrep.markup import align, markdown_table
 from mmrep.study.inside import left_out, sections
 from mmrep.study.statistics import MIN_SEEDS
 
@@ -206,17 +205,17 @@ def markdown(results: dict[str, Any], title: str) -> str:
     parts = [f"# {title}", "\n".join(f"- {line}" for line in remarks(results))]
     primary = results["primary"]
     if primary:
-        parts += [f"## Primary metric: {primary}", _markdown_table(metric_rows(results, [primary]))]
+        parts += [f"## Primary metric: {primary}", markdown_table(metric_rows(results, [primary]))]
     others = [metric for metric in metrics_of(results, primary=False) if metric != primary]
     if others:
-        parts += ["## Other metrics", EXPLORATORY, _markdown_table(metric_rows(results, others))]
-    parts += ["## Cost", _markdown_table(cost_rows(results))]
+        parts += ["## Other metrics", EXPLORATORY, markdown_table(metric_rows(results, others))]
+    parts += ["## Cost", markdown_table(cost_rows(results))]
     parts += [
         "Speeds were measured one head after the other on one machine, training as the median and embedding as the "
         "best of several; on a shared machine differences of a few percent mean nothing."
     ]
     for section in sections(results):
-        parts += [f"## {section.title}", section.remark, _markdown_table(section.rows)]
+        parts += [f"## {section.title}", section.remark, markdown_table(section.rows)]
     if (results.get("diagnostics") or {}).get("maps"):
         parts += [
             "## Patch weights",
@@ -230,12 +229,6 @@ def markdown(results: dict[str, Any], title: str) -> str:
     digests = "\n".join(f"| {seed} | `{digest}` |" for seed, digest in results["batches"].items())
     parts += ["## Evidence of pairing", f"| seed | digest of all batches |\n|---|---|\n{digests}"]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)
 
 
 def write_report(folder: Path, results: dict[str, Any]) -> Path:

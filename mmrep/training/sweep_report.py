@@ -8,8 +8,8 @@ from typing import Any
 from mmrep.evaluation.metrics import number
 from mmrep.evaluation.scoring.uncertainty import standard_error
 from mmrep.evaluation.suite import SCHEMA, Result
-from mmrep.evaluation.tables import align
 from mmrep.files import write_json
+from mmrep.markup import align
 from mmrep.pooling.gem import GGeM, exponents_of
 from mmrep.training.sweep import State, Sweep
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from mmrep.cli.parsing import parse
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
-from mmrep.options import parse_config
 
 SUITES = sorted((Path(__file__).parents[2] / "eval/suites").glob("*.yaml"))
 HUB = "https://hub.example/datasets/clip-benchmark/wds_x"
@@ -15,7 +15,7 @@ HUB = "https://hub.example/datasets/clip-benchmark/wds_x"
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_suites_parse(path: Path) -> None:
-    sets = parse_config(EvaluationConfig, "eval", ["--config", str(path)]).sets
+    sets = parse(EvaluationConfig, "eval", ["--config", str(path)]).sets
     names = [each.result_name for each in sets]
     assert names and len(set(names)) == len(names)
     head = path.read_text().split("sets:")[0]

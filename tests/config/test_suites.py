@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mmrep.cli.parsing import read_suite
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.instance import InstanceConfig
 from mmrep.config.probe import KnnConfig
 from mmrep.config.suites import merge_suites
-from mmrep.options import read_suite
 
 SUITES = sorted(map(str, (Path(__file__).parents[2] / "eval" / "suites").glob("*.yaml")))
 
@@ -77,7 +77,7 @@ def test_what_is_no_suite(one: EvaluationConfig, message: str) -> None:
     [
         ("sets: [{path: x, tsak: knn}]", "unknown key 'sets[0].tsak'; did you mean 'task'?"),
         ("sets: [{path: x}, y]", "sets[1]: expected keys and values, as in {path: DIR}, got 'y'"),
-        ("instance: {reranked: true}", "unknown key 'instance.reranked'; did you mean 'rerank'?"),
+        ("instance: {reranked: true}", "unknown key 'instance.reranked'; did you mean 'instance.rerank'?"),
         ("knn: {zzz: 1}", "unknown key 'knn.zzz'; valid: k, temperature"),
         ("sts: []", "unknown key 'sts'; did you mean 'sets'?"),
         ("sets: [{path: x, task: kn}]", "task: unknown value 'kn'; did you mean 'knn'? (valid: "),

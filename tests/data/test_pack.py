@@ -17,6 +17,7 @@ import pytest
 from originals import picture, put
 
 from mmrep.cli import main
+from mmrep.cli.parsing import parse
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.tree import TrainConfig
@@ -28,7 +29,6 @@ from mmrep.data.pack import PackSpec, pack, sample_keys
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import open_set
-from mmrep.options import parse_config
 
 ROOT = Path(__file__).parents[2]
 UIDS = [f"{i:016x}{7 - i:016x}" for i in range(4)]
@@ -105,7 +105,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for command in commands:
                 verb, *rest = shlex.split(command)[1:]
                 if verb == "train":
-                    sources = Sources(parse_config(TrainConfig, "train", rest).data)
+                    sources = Sources(parse(TrainConfig, "train", rest).data)
                     for number in range(len(sources)):
                         place = sources.sample(number)
                         assert read_image(place.shard, place.row).shape == (3, 16, 20), command
@@ -193,7 +193,7 @@ def test_the_subset_is_selected(recipes: Path) -> None:
     argv = shlex.split(recipe_commands()["DataComp, with a subset"][0])[2:]
     argv = [value.replace("data/", f"{recipes}/", 1) if value.startswith("data/") else value for value in argv]
     argv[argv.index("--config") + 1] = str(ROOT / "configs/vit_b16.yaml")
-    sources = Sources(parse_config(TrainConfig, "train", argv).data)
+    sources = Sources(parse(TrainConfig, "train", argv).data)
     keys = [place.shard.keys[place.row] for place in map(sources.sample, range(len(sources)))]
     assert keys == [b"000000001", b"000010000"]
 

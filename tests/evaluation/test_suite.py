@@ -13,7 +13,7 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.suite import Result, evaluate, evaluate_each, table, write_results
-from mmrep.evaluation.tables import align, shortened
+from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
 CONFIG = EvaluationConfig(batch_size=6, text_batch_size=4, workers=0)

@@ -179,7 +179,7 @@ def test_trunks_that_do_not_fit_are_refused_by_name(tiny: Build, trunk: str) -> 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": {"trunk": "vit_base_patch16_clip_225"}}, "did you mean vit_base_patch16_clip_224"),
+        ({"image": {"trunk": "vit_base_patch16_clip_225"}}, "did you mean 'vit_base_patch16_clip_224'"),
         ({"image": {"args": {"img_sise": 16}}}, "img_sise"),
         ({"pool": {"name": "ggem", "args": {"groups": 5}}}, "groups must divide the trunk's width 32, got 5"),
         (

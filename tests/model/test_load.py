@@ -100,5 +100,5 @@ def test_public_names() -> None:
     assert mmrep.build_pool("ggem", dim=768, groups=12, p=3.0).exponents().shape == (12,)
     with pytest.raises(AttributeError, match="no attribute 'pools'"):
         _ = mmrep.pools
-    with pytest.raises(ConfigError, match="did you mean ViT-B-16"):
+    with pytest.raises(ConfigError, match="did you mean 'ViT-B-16'"):
         mmrep.create_model("ViT-B-166")

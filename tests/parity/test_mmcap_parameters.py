@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmrep.pooling import build_pool
-from mmrep.pooling.mmcap import StageFusion
+from mmrep.pooling.cap import StageFusion
 
 CLASSES = 1000
 

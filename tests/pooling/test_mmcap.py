@@ -5,7 +5,7 @@ import torch
 
 from mmrep.config.checks import ConfigError
 from mmrep.pooling import PoolingHead, Tokens, build_pool
-from mmrep.pooling.mmcap import StageFusion
+from mmrep.pooling.cap import StageFusion
 
 WIDTH, HEADS = 24, 4
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmrep.config.pooling import Negatives
+from mmrep.config.heads import Negatives
 from mmrep.pooling import Tokens, build_pool
 from mmrep.pooling.gem import generalized_mean
 from mmrep.pooling.regional import regional_mean

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mmrep.config.checks import ConfigError
-from mmrep.pooling import Tokens, build_pool
-from mmrep.pooling.simpool import SimPool
+from mmrep.pooling import PoolingHead, Tokens, build_pool
 
 
 def tokens(dtype: torch.dtype = torch.float32) -> Tokens:
@@ -15,10 +14,10 @@ def tokens(dtype: torch.dtype = torch.float32) -> Tokens:
     return Tokens(x[:, :0], x, (3, 3))
 
 
-def drawn(**args: object) -> SimPool:
+def drawn(**args: object) -> PoolingHead:
     """With weights that give uneven attention."""
     torch.manual_seed(0)
-    head = SimPool(24, **args)
+    head = build_pool("simpool", 24, **args)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return head
@@ -72,7 +71,7 @@ def test_large_logits_stay_exact_and_finite_under_autocast() -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="'simpool': heads must divide the trunk's width 24, got 5"):
-        SimPool(24, heads=5)
+        build_pool("simpool", 24, heads=5)
 
 
 def test_the_trunks_number_of_heads_is_not_taken() -> None:

@@ -14,7 +14,8 @@ import yaml
 from conftest import TINY_MODEL, colour_samples, png, write_tar
 from http_server import Server
 
-from mmrep.cli_data import run_action
+from mmrep.cli import main
+from mmrep.cli.parsing import parse
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.config.model import ImageConfig
@@ -26,7 +27,6 @@ from mmrep.data.subsets import UID
 from mmrep.data.tar import DataError
 from mmrep.model.image_encoder import ImageEncoder
 from mmrep.model.text_encoder import ClipTokenizer
-from mmrep.options import parse_config
 from mmrep.training.build import build_run, plain
 from mmrep.training.trainer import train
 
@@ -234,7 +234,7 @@ class TestCaptionMixtures:
             return batch(self, new)
 
         monkeypatch.setattr(ClipTokenizer, "batch", noted)
-        config = parse_config(TrainConfig, "train", ["--config", file, "--training.steps", "50"])
+        config = parse(TrainConfig, "train", ["--config", file, "--training.steps", "50"])
         assert config.data.train[0].caption == {"txt": 0.3, "json:caption": 0.7}
         assert len(loaded_batches(config)) == 50
         kinds = Counter("txt" if text.startswith(("a ", "picture ")) else "json" for text in texts)
@@ -247,7 +247,7 @@ class TestCaptionMixtures:
             f'[{{shards: {colour_set}/train, caption: {{cls: 1, "json:caption": 3}}}}, {{shards: [x/0.tar, y.npz]}}]'
         )
         option = [style + sources] if style.endswith("=") else [style, sources]
-        config = parse_config(TrainConfig, "train", ["--config", file, *option])
+        config = parse(TrainConfig, "train", ["--config", file, *option])
         first, second = config.data.train
         assert first == SourceConfig(f"{colour_set}/train", caption={"cls": 1, "json:caption": 3})
         assert second == SourceConfig(["x/0.tar", "y.npz"])
@@ -255,14 +255,14 @@ class TestCaptionMixtures:
 
     def test_sizes_keep_integers(self, file: str, tmp_path: Path) -> None:
         for option in (["--data.sizes", "{0: 8, 4: 16}"], ["--data.sizes={0: 8, 4: 16}"]):
-            assert parse_config(TrainConfig, "train", ["--config", file, *option]).data.sizes == {0: 8, 4: 16}
+            assert parse(TrainConfig, "train", ["--config", file, *option]).data.sizes == {0: 8, 4: 16}
         other = tmp_path / "sizes.yaml"
         other.write_text(Path(file).read_text().replace("sizes: null", "sizes: {0: 8, 4: 16}"))
-        config = parse_config(TrainConfig, "train", ["--config", str(other)])
+        config = parse(TrainConfig, "train", ["--config", str(other)])
         assert config.data.sizes == {0: 8, 4: 16}
         again = tmp_path / "again.yaml"
         again.write_text(yaml.safe_dump(plain(config.to_dict())))
-        assert parse_config(TrainConfig, "train", ["--config", str(again)]) == config
+        assert parse(TrainConfig, "train", ["--config", str(again)]) == config
 
     @pytest.mark.parametrize(
         ("option", "value", "named"),
@@ -281,7 +281,7 @@ class TestCaptionMixtures:
     @pytest.mark.usefixtures("unchecked")
     def test_wrong_types_are_one_line(self, file: str, option: str, value: str, named: str) -> None:
         with pytest.raises(ConfigError) as error:
-            parse_config(TrainConfig, "train", ["--config", file, option, value])
+            parse(TrainConfig, "train", ["--config", file, option, value])
         assert "\n" not in str(error.value)
         assert named in str(error.value)
         assert len(str(error.value)) < 400
@@ -290,7 +290,7 @@ class TestCaptionMixtures:
 def test_a_catalog_as_source(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = [str(write_tar(tmp_path / "set" / f"{i}.tar", colour_samples(16, 16 * i))) for i in range(3)]
     catalog = tmp_path / "set" / "all.npz"
-    run_action(["index", *shards, "--catalog", str(catalog)])
+    assert main(["data", "index", *shards, "--catalog", str(catalog)]) == 0
     assert f"written: {catalog}" in capsys.readouterr().out
     runs = [
         train(recipe(name, source={"shards": source}, evaluation=NO_SETS), "")
@@ -340,7 +340,7 @@ class TestRemote:
     def catalog(self, colour_set: Path, server: Server, tmp_path: Path) -> str:
         """The address of a catalog of them."""
         folder = shutil.copytree(colour_set / "train", tmp_path / "catalogued")
-        run_action(["index", str(folder), "--catalog", str(folder / "all.npz")])
+        assert main(["data", "index", str(folder), "--catalog", str(folder / "all.npz")]) == 0
         server.files |= {f"/train/{path.name}": path.read_bytes() for path in folder.glob("*.npz")}
         return f"{server.url}/train/all.npz"
 

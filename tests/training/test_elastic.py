@@ -18,7 +18,7 @@ import pytest
 from conftest import colour_samples, write_tar
 from recipes import make_recipe
 
-from mmrep.cli_data import run_action
+from mmrep.cli import main
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import SourceConfig, ValidationConfig
 from mmrep.config.model import ImageConfig
@@ -129,7 +129,7 @@ def test_kills_and_other_world_sizes_change_nothing(
     # Sums of gradients depend on the number of processes in the last bits.
     assert found == pytest.approx(expected, rel=1e-4)
     capsys.readouterr()
-    run_action(["ledger", str(folder)])
+    assert main(["data", "ledger", str(folder)]) == 0
     out = capsys.readouterr().out
     # Killed in the steps 9 and 20 (from 0), whose batches had come, after checkpoints at 6 and 18.
     assert f"{8 * STEPS} pairs, {8 * (4 + 3)} repeated after a resume, 0 replaced" in out

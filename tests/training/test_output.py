@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmrep import cli
 from mmrep.cli import main
+from mmrep.cli.train import invocation
 from mmrep.config.tree import TrainConfig
 from mmrep.evaluation.metrics import number, shown
 from mmrep.files import DamagedFile, WriteError, read_json, read_json_lines, whole_file, whole_folder, write_errors
@@ -108,7 +108,7 @@ def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in (["--resume", "runs/x/checkpoints/step_00000004"], ["--resume=none"], []):
         argv = ["--config", "a.yaml", *given, "--seed", "1"]
         expected = "mmrep train --config a.yaml --seed 1 --resume auto"
-        assert cli._invocation("train", argv, resume=True) == expected
+        assert invocation("train", argv, resume=True) == expected
 
 
 def test_figures_have_their_own_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,7 +92,7 @@ def test_a_sweep_equals_setting_p_by_hand(
     torch.nn.init.normal_(model.image.norm.weight)  # so that it matters where it stands
     model.precision = precision
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    swept = sweep(model, sets, SweepConfig(EXPONENTS[::-1]), SPEED)
+    swept = sweep(model, sets, SweepConfig(p=EXPONENTS[::-1]), SPEED)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [state.name for state in swept.states] == ["trained", "p=0.5", "p=3", "p=40"]
     found = [[result.evaluation.metrics for result in results] for results in swept.results]
@@ -105,7 +105,7 @@ def test_a_sweep_equals_setting_p_by_hand(
 
 def test_a_head_without_exponents_is_replaced(tiny: Callable[..., DualEncoder], sets: list[EvalSet]) -> None:
     model = tiny("avg").eval()
-    swept = sweep(model, sets, SweepConfig([1.0, 20.0], negatives="shift"), SPEED)
+    swept = sweep(model, sets, SweepConfig(p=[1.0, 20.0], negatives="shift"), SPEED)
     trained, mean, sharp = [[result.evaluation.metrics for result in results] for results in swept.results]
     assert mean == trained  # with `shift` p = 1 is the mean
     model.image.pool = build_pool("gem", dim=32, p=20.0, negatives="shift")
@@ -114,7 +114,7 @@ def test_a_head_without_exponents_is_replaced(tiny: Callable[..., DualEncoder], 
 
 def test_another_head_may_be_put_in(tiny: Callable[..., DualEncoder], sets: list[EvalSet]) -> None:
     model = tiny({"name": "mcap", "args": {"tokens": 1}}).eval()
-    swept = sweep(model, sets, SweepConfig([4.6], pool="rgem"), SPEED)
+    swept = sweep(model, sets, SweepConfig(p=[4.6], pool="rgem"), SPEED)
     assert swept.put_in is not None and swept.put_in.name == "rgem"
     model.image.pool = build_pool("rgem", dim=32, p=4.6)
     by_rgem = evaluate({"model": model}, sets, SPEED)
@@ -136,7 +136,7 @@ def test_each_image_goes_through_the_trunk_once_and_each_text_once(
 
 def test_the_trained_state_is_what_training_saw(runs: dict[str, Trained]) -> None:
     for name, run in runs.items():
-        shown = sweep_run(run.folder, run.config, SweepConfig(EXPONENTS))  # in the batches that training validated in
+        shown = sweep_run(run.folder, run.config, SweepConfig(p=EXPONENTS))  # in the batches that training validated in
         content = json.loads((run.folder / "sweep.json").read_text())
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         first = content["results"][0]
@@ -154,7 +154,7 @@ def test_the_trained_state_is_what_training_saw(runs: dict[str, Trained]) -> Non
 
 
 def test_best_and_its_neighbours(tiny: Callable[..., DualEncoder], sets: list[EvalSet]) -> None:
-    swept = sweep(tiny("ggem", seed=3).eval(), sets, SweepConfig([1.0, 3.0, 99.0, 100.0]), SPEED)
+    swept = sweep(tiny("ggem", seed=3).eval(), sets, SweepConfig(p=[1.0, 3.0, 99.0, 100.0]), SPEED)
     for metric in ("acc1", "retrieval/text_retrieval_recall@5", "image_retrieval_recall@10"):
         scores = [score(results, metric) for results in swept.results]
         best = best_state(swept, metric)
@@ -192,7 +192,7 @@ def test_the_sweep_runs_in_the_precision_of_training(
 
     monkeypatch.setattr("mmrep.training.sweep_run.sweep", spy)
     for run in runs.values():
-        sweep_run(run.folder, run.config, SweepConfig([1.0]), output=tmp_path / run.folder.name, evaluation=SPEED)
+        sweep_run(run.folder, run.config, SweepConfig(p=[1.0]), output=tmp_path / run.folder.name, evaluation=SPEED)
     assert found == ["fp32", "bf16"]
 
 
@@ -225,7 +225,7 @@ def test_every_state_is_saved_and_loads(
     model = tiny(**SAVED[case]).eval()
     if model.image.graft:
         torch.nn.init.ones_(model.image.pool.gate)
-    swept = sweep(model, sets[1:], SweepConfig([2.0, 7.0]), SPEED)
+    swept = sweep(model, sets[1:], SweepConfig(p=[2.0, 7.0]), SPEED)
     for state, results in zip(swept.states, swept.results, strict=True):
         save_state(model, state, swept.put_in, tmp_path / state.name)
         again = mmrep.load(tmp_path / state.name)
@@ -322,8 +322,8 @@ WRONG = {
     "no validation": ("{root}/unsplit", "(data.validation.fraction 0): give --data DIR"),
     "zero": ("{run} --p 0", "--p: expected values from 0.01 to 100, got 0"),
     "too large": ("{run} --p 3,101", "--p: expected values from 0.01 to 100, got 101"),
-    "no number": ("{run} --p 3,a", "--p: expected numbers with commas between, as in 1,3,4.6, got '3,a'"),
-    "not finite": ("{run} --p nan", "--p: expected finite numbers"),
+    "no number": ("{run} --p 3,a", "p: Expected a float. Got value: a"),
+    "not finite": ("{run} --p nan", "p: Expected a float. Got value: nan"),
     "twice": ("{run} --p 3,3.0", "--p: expected each value once"),
     "head": ("{run} --pool map", "--pool: unknown value 'map' (valid: gem, ggem, rgem)"),
     "negatives": ("{run} --negatives none", "--negatives: unknown value 'none'"),

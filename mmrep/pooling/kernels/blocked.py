@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmrep.config.pooling import Negatives
+from mmrep.config.heads import Negatives
 from mmrep.pooling.contract import mean_dtype
 from mmrep.pooling.kernels import Saved
 

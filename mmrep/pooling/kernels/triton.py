@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError
-from mmrep.config.pooling import Negatives
+from mmrep.config.heads import Negatives
 from mmrep.pooling.kernels import Saved
 from mmrep.pooling.kernels.triton_programs import power_mean_backward, power_mean_forward
 

@@ -1,28 +1,22 @@
-"""What every verb says and hears on a terminal: arguments, results, progress."""
+"""Output of all verbs: results on stdout, progress on stderr."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
-from mmrep.config.checks import ConfigError
-from mmrep.markup import printable
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise ConfigError(message)
+from mmrep.markup import plain_ascii, printable
 
 
 def say(text: str) -> None:
-    """Text on stdout, where results go; a reader that has gone away (`| head`) is no error."""
+    """Print text on stdout, where results go. A reader that has gone away (`| head`) is no error."""
+    text = printable(text.rstrip("\n")) + "\n"
     try:
-        sys.stdout.write(printable(text.rstrip("\n")) + "\n")
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = plain_ascii(text)
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # lives until the process ends
@@ -30,7 +24,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left, on a terminal; gives the function that is told (done, total)."""
+    """Show a bar with rate and time left on a terminal. Yields the function to call with (done, total)."""
     from tqdm import tqdm
 
     with tqdm(desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
