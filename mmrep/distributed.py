@@ -1,4 +1,4 @@
-"""The only collectives: everything that passes between processes goes through this file."""
+"""Collectives: everything that training and evaluation exchange between processes goes through this file."""
 
 import gc
 import json
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import gather as accelerate_gather
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as all_gather_with_grad
@@ -22,7 +24,7 @@ from mmrep.config.checks import require
 LOG = logging.getLogger("mmrep")
 
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Where torchrun and accelerate, several MPIs, and SLURM's srun say how many processes they have started."""
+"""Variables in which torchrun and accelerate, several MPIs, and SLURM's srun give the number of processes."""
 _TIMEOUT = timedelta(hours=2)  # a rank may index shards or decode a set into the cache while the others wait
 _MEETING = timedelta(minutes=5)
 _PLUGINS = {
@@ -34,20 +36,20 @@ _PLUGINS = {
 
 
 def world_size() -> int:
-    """Number of processes; 1 where torch.distributed is not running."""
+    """Return the number of processes, or 1 where torch.distributed is not running."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """Return the rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def launched() -> int:
-    """Number of processes that `accelerate launch` or torchrun started; 1 where neither did.
+    """Return the number of processes that `accelerate launch` or torchrun started, or 1 where neither did.
 
     Raises:
-        ConfigError: the launcher's environment says something that is no number.
+        ConfigError: the launcher's variable is not a number.
     """
     text = os.environ.get("WORLD_SIZE") or "1"
     require(text.isdecimal() and int(text) > 0, f"WORLD_SIZE: expected the number of processes, got {text!r}")
@@ -55,16 +57,16 @@ def launched() -> int:
 
 
 def start(cpu: bool = False) -> torch.device:
-    """Join the processes that a launcher started; return the device of this one.
+    """Join the processes that a launcher started, and return the device of this one.
 
-    What the launcher, Accelerate and torch.distributed say of the number of processes is compared once, here: each of
-    them is believed somewhere later, and where they differ a loss would be wrong in silence.
+    The number of processes according to the launcher, Accelerate and torch.distributed is compared here, once. Later
+    code relies on each of the three; where they differ, a loss would be silently wrong.
 
     Args:
         cpu: use CPUs even where there are GPUs.
 
     Raises:
-        ConfigError: they differ, or the launcher asks for something that mmrep does not do.
+        ConfigError: the numbers differ, or the launcher asks for something that mmrep does not support.
     """
     from accelerate import PartialState
 
@@ -73,7 +75,7 @@ def start(cpu: bool = False) -> torch.device:
     if not world_size() > 1:
         agreement.end_with_launcher(several)
     met = dist.is_available() and dist.is_initialized()
-    # Without a GPU, Accelerate takes processes for CPU processes only if it is told so, and for one process otherwise.
+    # Without a GPU, Accelerate starts several processes only if it is told to use CPUs.
     on_cpu = cpu or (several and not torch.cuda.is_available())
     state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     said = {name: int(value) for name in _COUNTS if (value := os.environ.get(name, "")).isdecimal()}
@@ -89,10 +91,10 @@ def start(cpu: bool = False) -> torch.device:
 
 
 def check_launcher() -> None:
-    """Compare what the launcher asks for with what mmrep does.
+    """Check that the launcher asks for nothing that would change the training and that mmrep does not support.
 
     Raises:
-        ConfigError: it asks for what would change the training and is not done.
+        ConfigError: it does.
     """
     asked = next((kind for name, kind in _PLUGINS.items() if os.environ.get(name, "").lower() == "true"), None)
     require(
@@ -111,7 +113,7 @@ def check_launcher() -> None:
 
 
 def check_precision(precision: str, option: str = "--training.precision") -> None:
-    """Say that the launcher's mixed precision is not used, where it is another than the model's.
+    """Warn where the launcher's mixed precision differs from the model's, since it is not used.
 
     Args:
         precision: `fp32` or `bf16`.
@@ -126,12 +128,12 @@ def check_precision(precision: str, option: str = "--training.precision") -> Non
 
 
 def _meet(device: torch.device) -> None:
-    """Compare the processes' devices, and watch the others from now on.
+    """Compare the devices of the processes, and start to watch the other processes.
 
     Raises:
         ConfigError: two processes share a GPU, or only some have one.
     """
-    # The public API has no way to the store of the default group.
+    # There is no public way to the store of the default group.
     default = dist.distributed_c10d._get_default_store()
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"mmrep/{attempt}", default.clone())
@@ -157,7 +159,7 @@ def _meet(device: torch.device) -> None:
 
 
 def _machine() -> str:
-    """Return what tells this machine, and the container in which its process ids count, from others."""
+    """Return an identifier of this machine and of the container whose process ids it uses."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -166,86 +168,61 @@ def _machine() -> str:
 
 
 def begin(step: int) -> None:
-    """Say that training goes on from a step; every process calls it before any of them trains."""
+    """Record the step that training starts from. Every process calls this before any of them trains."""
     if others := agreement.peers():
         others.begin(step)
 
 
 def stops(done: int, signalled: str) -> str:
-    """Return the signal that ends all processes after this step, empty where they go on; see `Peers.stops`."""
+    """Return the signal that ends all processes after this step, or an empty text; see `Peers.stops`."""
     others = agreement.peers()
     return others.stops(done, signalled) if others else signalled
 
 
 def advise(text: str) -> None:
-    """Say what a user can do once a process was killed; it ends that message."""
+    """Set the advice that ends the message about a killed process."""
     if others := agreement.peers():
         others.advice = f"; {text}"
 
 
 def stop() -> None:
-    """Leave the other processes in order."""
+    """Leave the process group in order."""
     agreement.leave()
     if dist.is_available() and dist.is_initialized():
-        # DDP's cycles hold the process group. Where it outlives the interpreter, torch aborts now and then, and a
-        # launcher takes a finished run for a failed one.
+        # Reference cycles of DDP hold the process group. Where it outlives the interpreter, torch sometimes aborts, and
+        # the launcher takes a finished run for a failed one.
         gc.collect()
         dist.destroy_process_group()
 
 
 def gather(local: Float[Tensor, "local width"]) -> Float[Tensor, "global width"]:
-    """The rows of all processes in rank order; gradients flow back to each process's own rows."""
+    """Return the rows of all processes in rank order. Gradients flow back to each process's own rows.
+
+    Accelerate's `gather` passes no gradients, so this uses torch's own.
+    """
     if world_size() == 1:
         return local
     return torch.cat(all_gather_with_grad(local.contiguous()), dim=0)
 
 
 def gather_ids(local: Int64[Tensor, " local"]) -> Int64[Tensor, " global"]:
-    """The integers of all processes in rank order."""
-    if world_size() == 1:
-        return local
-    parts = [torch.empty_like(local) for _ in range(world_size())]
-    dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+    """Return the integers of all processes in rank order."""
+    return accelerate_gather(local.contiguous()) if world_size() > 1 else local
 
 
 def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ width"]]:
-    """The rows of every process, by rank, on the CPU; their numbers may differ. No gradients.
-
-    Args:
-        local: on the CPU; goes through the device that the processes talk over.
-    """
-    if world_size() == 1:
-        return [local]
-    device = exchange_device()
-    counts = gather_ids(torch.tensor([len(local)], device=device)).tolist()
-    padded = torch.zeros((max(counts), local.shape[1]), dtype=local.dtype, device=device)
-    padded[: len(local)] = local.to(device)
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return [part[:count].cpu() for part, count in zip(parts, counts, strict=True)]
+    """Return the rows of every process by rank, on the CPU and without gradients. Their numbers may differ."""
+    return gather_object([local.cpu()]) if world_size() > 1 else [local]
 
 
 def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows width"] | None:
-    """The first process's matrix (or None) on every process, on the CPU. What the others pass is not looked at."""
-    if world_size() == 1:
-        return rows
-    device = exchange_device()
-    shape = (-1, -1) if rows is None else tuple(rows.shape)
-    sizes = torch.tensor(shape, dtype=torch.int64, device=device)
-    dist.broadcast(sizes, 0)
-    count, width = sizes.tolist()
-    if count < 0:
-        return None
-    own = rows is not None and rank() == 0
-    values = rows.to(device) if own and rows is not None else torch.empty((count, width), device=device)
-    dist.broadcast(values, 0)
-    return values.cpu()
+    """Return the first process's matrix, or None, on every process. What the others pass is ignored."""
+    return broadcast_object_list([rows])[0] if world_size() > 1 else rows
 
 
 @torch.no_grad()
 def copy_from_first(module: nn.Module) -> None:
-    """Gives a module the first process's parameters and buffers, in place; none may be sharded."""
+    """Overwrite a module's parameters and buffers with those of the first process. None may be sharded."""
     if world_size() == 1:
         return
     for value in (*module.parameters(), *module.buffers()):
@@ -255,55 +232,37 @@ def copy_from_first(module: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 may have spread over the processes, gathered; each of them has to call it."""
+    """Gather a tensor that FSDP2 may have sharded. This is a collective: call it on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def first_text(text: str) -> str:
-    """The text of the first process that has one; empty where none has."""
-    if world_size() == 1:
-        return text
-    device = exchange_device()
-    data = torch.tensor(list(text.encode()), dtype=torch.int64, device=device)
-    lengths = gather_ids(torch.tensor([len(data)], device=device)).tolist()
-    owner = next((rank for rank, length in enumerate(lengths) if length), None)
-    if owner is None:
-        return ""
-    data = data if rank() == owner else torch.empty(lengths[owner], dtype=torch.int64, device=device)
-    dist.broadcast(data, owner)
-    return bytes(data.tolist()).decode()
+    """Return the text of the first process that has one, or an empty one where none has."""
+    return next(filter(None, gather_object([text])), "") if world_size() > 1 else text
 
 
 def exchange_device() -> torch.device:
-    """Return where tensors have to lie to pass between processes."""
+    """Return the device that tensors must be on to pass between processes."""
     nccl = world_size() > 1 and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
-    if world_size() == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / world_size()
+    """Return the mean of a tensor over the processes."""
+    return reduce(value.clone(), "mean") if world_size() > 1 else value
 
 
 def sum_over_processes(value: int, device: torch.device) -> int:
-    """The sum of an integer over the processes, modulo 2^64 (as a signed number)."""
-    if world_size() == 1:
-        return value
-    total = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.all_reduce(total)
-    return int(total.item())
+    """Return the sum of an integer over the processes, modulo 2^64 (as a signed number)."""
+    return int(reduce(torch.tensor([value], dtype=torch.int64, device=device), "sum")) if world_size() > 1 else value
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any process."""
+    """Return whether the flag is set on any process."""
     return sum_over_processes(int(flag), device) > 0
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()

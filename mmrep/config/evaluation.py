@@ -172,7 +172,7 @@ class EvaluationConfig:
     batch_size: int = 128
     text_batch_size: int = 256
     workers: int | None = None
-    cache: bool = False
+    cache: bool = True
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)

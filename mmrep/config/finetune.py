@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mmrep.config.checks import above, at_least, require, within
+from mmrep.config.training import check_length
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class FinetuneConfig:
         lrs: learning rates of the tower that are tried; the best by validation is kept.
         classifier_lr: of the classifier, which starts at zero.
         weight_decay: of AdamW.
-        warmup: share of the steps in which rates rise from zero; they fall to zero in a half cosine.
+        warmup: Length of the linear warm-up, in steps or, below 1, as a share of all steps. Afterwards rates fall to
+            zero in a half cosine.
         min_scale: least share of an image's area that a random crop keeps.
         flip: whether half of the images are mirrored.
         validation: share of the training split that the rate is chosen on.
@@ -41,7 +43,7 @@ class FinetuneConfig:
             above("finetune.lrs", lr, 0)
         above("finetune.classifier_lr", self.classifier_lr, 0)
         at_least("finetune.weight_decay", self.weight_decay, 0)
-        within("finetune.warmup", self.warmup, 0, 1)
+        check_length("finetune.warmup", self.warmup)
         within("finetune.min_scale", self.min_scale, 0.01, 1)
         within("finetune.validation", self.validation, 0.01, 0.9)
         within("finetune.seed", self.seed, 0, 2**64 - 1)

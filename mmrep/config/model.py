@@ -183,7 +183,7 @@ class ModelConfig:
     """
 
     name: str | None = None
-    pool: str | dict[str, Any] = "cls"
+    pool: str | dict[str, Any] = "avg"
     pool_init: PoolInit = "fresh"
     pool_base: str | dict[str, Any] | None = None
     embed_dim: int | None = None

@@ -1,119 +1,119 @@
-"""Patch weights as pictures: heat maps over the image, and sheets of them."""
+"""Pictures of patch weights: heat maps over images, drawn with matplotlib."""
 
+import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from mmrep.config.checks import require
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Pixels = UInt8[Tensor, "3 height width"] | Float[Tensor, "3 height width"]
+"""Pixels as they are stored, or normalised as `model.preprocess` returns them."""
 
-_NEGATIVE, _NEUTRAL, _POSITIVE = (33, 82, 190), (232, 232, 232), (190, 20, 30)
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
-_OPACITY, _FULL_OPACITY = 0.35, 0.8
-"""Of the colour over the grey image: where the weight is zero, and where it is at the limit."""
-_SCALE_WIDTH = 330
-
-
-def colours(values: Float[Tensor, "rows columns"], limit: float) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Blue for −limit, light grey for 0, red for limit, linear between; past the limit the colour stays."""
-    share = _share(values, limit)[..., None]
-    end = np.where(share < 0, np.array(_NEGATIVE), np.array(_POSITIVE))
-    return np.rint(np.array(_NEUTRAL) + abs(share) * (end - np.array(_NEUTRAL))).astype(np.uint8)
+_COLOURS = "coolwarm"
+_PALE, _STRONG = 0.35, 0.8
+"""Opacity of the colours over the grey image: at a weight of zero, and at the limit."""
+_INCHES, _DPI = 1.7, 100
+TITLE = "Patch weights: what each patch adds to the image embedding (red) or takes away from it (blue)"
+NOTHING = "no weight on any patch: this head does not read them"
 
 
-def _share(values: Tensor, limit: float) -> NDArray[np.float64]:
-    return np.clip(values.double().numpy() / (limit or 1.0), -1, 1)
-
-
-def heat_map_picture(
-    image: UInt8[Tensor, "3 height width"],
-    weights: Float[Tensor, "rows columns"],
-    limit: float | None = None,
-    side: int = 168,
-) -> Image.Image:
-    """Weights as colours over a grey copy of the image: red adds, blue takes away, pale does neither.
+def heat_map_picture(image: Pixels, weights: Float[Tensor, "rows columns"], limit: float | None = None) -> Image.Image:
+    """Draw the weights of an image's patches as colours over a grey copy of it: red adds, blue takes away.
 
     Args:
-        image: pixels.
-        weights: of the patches, which are drawn as the rectangles they are, not smoothed.
-        limit: the weight with the strongest colour; None: the largest one here. Give one limit to pictures that are
-            to be compared.
-        side: width in pixels.
-    """
-    limit = float(weights.abs().max()) if limit is None else limit
-    size = (side, max(1, side * image.shape[1] // image.shape[2]))
-    grey = np.asarray(original_picture(image, side).convert("L").convert("RGB"), dtype=np.float64)
-    opacity = _OPACITY + (_FULL_OPACITY - _OPACITY) * abs(_share(weights, limit))
-    layer = np.dstack([colours(weights, limit), np.rint(255 * opacity).astype(np.uint8)])
-    colour = np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.NEAREST), dtype=np.float64)
-    alpha = colour[..., 3:] / 255
-    return Image.fromarray(np.rint(grey * (1 - alpha) + colour[..., :3] * alpha).astype(np.uint8))
-
-
-def original_picture(image: UInt8[Tensor, "3 height width"], side: int = 168) -> Image.Image:
-    """The image itself, `side` pixels wide."""
-    size = (side, max(1, side * image.shape[1] // image.shape[2]))
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize(size, Image.Resampling.BICUBIC)
-
-
-def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[str] = (), limit: float | None = None
-) -> Image.Image:
-    """Rows of pictures on white, each behind its label.
-
-    Args:
-        rows: label and pictures of each row.
-        titles: over the columns; none, or as many as the longest row has pictures.
-        limit: where the pictures share one, it is written below with the colours' scale.
+        image: its pixels, uint8 or normalised.
+        weights: one for each patch. Patches are drawn as rectangles, not smoothed.
+        limit: the weight with the strongest colour; None: the largest one here. Use one limit for pictures that are
+            compared.
 
     Raises:
-        ConfigError: no pictures, or a wrong number of titles.
+        ConfigError: matplotlib is not installed.
     """
-    columns = max((len(pictures) for _, pictures in rows), default=0)
-    require(columns > 0, "contact sheet: no pictures were given")
-    require(len(titles) in (0, columns), f"contact sheet: expected {columns} titles or none, got {len(titles)}")
-    font, gap = ImageFont.load_default(size=14), 8
-    side = max(picture.width for _, pictures in rows for picture in pictures)
-    heights = [max((picture.height for picture in pictures), default=0) for _, pictures in rows]
-    left = gap + max(round(font.getlength(label)) for label, _ in rows) + gap
-    top = gap + (18 + gap if titles else 0)
-    scale = 28 if limit is not None else 0
-    width = max(left + columns * (side + gap), left + _SCALE_WIDTH if scale else 0)
-    sheet = Image.new("RGB", (width, top + sum(height + gap for height in heights) + scale), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((left + column * (side + gap) + side // 2, gap + 9), _fit(title, side, font), _INK, font, "mm")
-    for (label, pictures), height in zip(rows, heights, strict=True):
-        draw.text((gap, top + height // 2), label, _INK, font, "lm")
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (left + column * (side + gap), top))
-        top += height + gap
-    if limit is not None:
-        _draw_scale(sheet, (left, top), limit, font)
-    return sheet
+    height, width = image.shape[1:]
+    figure = _figure(2 * _INCHES, 2 * _INCHES * height / width)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _draw_weights(axes, image, weights, float(weights.abs().max()) if limit is None else limit)
+    return _rendered(figure)
 
 
-def _draw_scale(sheet: Image.Image, place: tuple[int, int], limit: float, font: Font) -> None:
-    """A bar of the colours from −limit to limit, with its numbers."""
-    bar = Image.fromarray(colours(torch.linspace(-1, 1, 160)[None], 1.0)).resize((160, 14))
-    draw, (left, top) = ImageDraw.Draw(sheet), place
-    before, after = f"{-limit:.2g}", f"{limit:.2g}  (weight)"
-    shift = round(font.getlength(before)) + 6
-    draw.text((left, top + 7), before, _INK, font, "lm")
-    sheet.paste(bar, (left + shift, top))
-    draw.text((left + shift + 166, top + 7), after, _INK, font, "lm")
+def weights_sheet(
+    images: Sequence[Pixels], rows: Sequence[tuple[str, Float[Tensor, "images rows columns"]]]
+) -> Image.Image:
+    """Draw images in a row, and below them the patch weights of each head, with a colour bar for each head.
+
+    Each head has a scale of its own: one scale for all would leave heads that spread their weight pale next to a head
+    that selects one patch.
+
+    Args:
+        images: the pixels of each.
+        rows: the name of each head and its weights for all images.
+
+    Raises:
+        ConfigError: there are no images, or matplotlib is not installed.
+    """
+    require(len(images) > 0, "picture of patch weights: no images were given")
+    height = _INCHES * images[0].shape[1] / images[0].shape[2]
+    figure = _figure(max(4, 1.2 + _INCHES * len(images)), 0.8 + (height + 0.2) * (len(rows) + 1))
+    figure.set_layout_engine("constrained")
+    figure.suptitle(TITLE, fontsize=10, wrap=True)
+    grid = figure.subplots(len(rows) + 1, len(images) + 1, squeeze=False, width_ratios=[1] * len(images) + [0.06])
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    grid[0][0].set_ylabel("image")
+    grid[0][-1].set_axis_off()
+    for axes, image in zip(grid[0], images, strict=False):
+        axes.imshow(_unit(image))
+    for (*row, legend), (name, weights) in zip(grid[1:], rows, strict=True):
+        limit = float(weights.abs().max())
+        for axes, image, each in zip(row, images, weights, strict=True):
+            colours = _draw_weights(axes, image, each, limit)
+        row[0].set_ylabel(name)
+        if limit > 0:
+            figure.colorbar(colours, cax=legend, label="weight")
+        else:
+            row[0].text(0, 1.04, NOTHING, fontsize=9, transform=row[0].transAxes).set_in_layout(False)
+            legend.set_axis_off()
+    return _rendered(figure)
 
 
-def _fit(text: str, width: int, font: Font) -> str:
-    """The text, its end replaced by dots where it is too wide."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def _draw_weights(axes: Any, image: Pixels, weights: Float[Tensor, "rows columns"], limit: float) -> Any:
+    """Draw an image in grey and its weights over it; return what a colour bar is made for."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    values, grey = weights.double().numpy(), _unit(image) @ np.array([0.299, 0.587, 0.114])
+    scale = Normalize(-limit or -1, limit or 1)
+    opacity = _PALE + (_STRONG - _PALE) * np.clip(np.abs(values) / (limit or 1), 0, 1)
+    extent = (0, grey.shape[1], grey.shape[0], 0)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    axes.imshow(values, cmap=_COLOURS, norm=scale, alpha=opacity, extent=extent, interpolation="nearest")
+    return ScalarMappable(scale, _COLOURS)
+
+
+def _unit(image: Pixels) -> Float[np.ndarray, "height width 3"]:
+    """Return pixels in [0, 1]. Normalised ones are stretched to it, since their mean and deviation are not known."""
+    pixels = image.detach().cpu().float()
+    low, high = (pixels.amin(), pixels.amax()) if image.is_floating_point() else (0.0, 255.0)
+    return ((pixels - low) / max(float(high - low), 1e-6)).permute(1, 2, 0).numpy()
+
+
+def _figure(width: float, height: float) -> Any:
+    found = importlib.util.find_spec("matplotlib") is not None
+    require(found, "pictures need matplotlib: pip install 'mmrep[plots]'")
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi=_DPI)
+
+
+def _rendered(figure: Any) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from mmrep import distributed
@@ -24,7 +23,7 @@ from mmrep.diagnostics.exponents import current_exponents, exponents_over_traini
 from mmrep.diagnostics.features import DeadUnitMeter, Meter, VarianceMeter, watch
 from mmrep.diagnostics.maps import patch_weights
 from mmrep.diagnostics.occlusion import MASK, accuracy_under_removal, class_predictor, masked_batches
-from mmrep.diagnostics.pictures import contact_sheet, heat_map_picture, original_picture
+from mmrep.diagnostics.pictures import weights_sheet
 from mmrep.diagnostics.resolution import over_resolution
 from mmrep.evaluation.embedding.embed import centre_of
 from mmrep.evaluation.sets import EvalSet, open_set
@@ -193,18 +192,12 @@ def _resolution(model: DualEncoder, size: tuple[int, int], evalset: EvalSet, con
 
 
 def _draw(runs: Sequence[PlannedRun], evalset: EvalSet, count: int, folder: Path) -> None:
-    """One sheet: the images, and below them the patch weights of every head, a head's in one scale of colours."""
+    """Draw one sheet: the images, and below them the patch weights of every head."""
     chosen = _spread(evalset, count)
-    rows: list[tuple[str, list[Image]]] = []
+    images, rows = torch.empty(0), []
     for run in runs:
         model = _load(run)
         images = next(_images(chosen, model, count))
-        weights = patch_weights(model, images)
-        if not rows:
-            rows.append(("image", [original_picture(image) for image in images]))
-        # One scale for all heads would leave those that spread their weight pale beside one that picks a patch.
-        limit = float(weights.abs().max())
-        pictures = [heat_map_picture(image, each, limit) for image, each in zip(images, weights, strict=True)]
-        rows.append((f"{run.pool}  ±{limit:.2g}", pictures))
+        rows.append((run.pool, patch_weights(model, images)))
     with whole_file(folder / MAPS) as part:
-        contact_sheet(rows).save(part, "PNG")
+        weights_sheet(list(images), rows).save(part, "PNG")

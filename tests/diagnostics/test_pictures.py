@@ -1,34 +1,27 @@
-"""Heat maps and sheets: the right colours in the right places."""
+"""Heat maps and sheets of patch weights: the right colours in the right places, a legend, a note without weights."""
+
+import importlib.util
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mmrep.config.checks import ConfigError
-from mmrep.diagnostics.pictures import colours, contact_sheet, heat_map_picture, original_picture
+from mmrep.diagnostics import pictures
+from mmrep.diagnostics.pictures import heat_map_picture, weights_sheet
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
-
-
-def test_colours_run_from_blue_over_grey_to_red() -> None:
-    found = colours(torch.tensor([[-2.0, -1.0, 0.0, 0.5, 1.0, 2.0]]), 1.0)[0].astype(int)
-    assert (found[0] == found[1]).all() and (found[4] == found[5]).all()
-    assert found[1, 2] > found[1, 0] + 100 and found[4, 0] > found[4, 2] + 100
-    assert len(set(found[2].tolist())) == 1
-    assert (abs(2 * found[3] - found[2] - found[4]) <= 1).all()
 
 
 def test_a_patch_is_coloured_where_it_lies() -> None:
     weights = torch.zeros(2, 4)
     weights[0, 3], weights[1, 0] = 1.0, -1.0
-    picture = np.asarray(heat_map_picture(GREY, weights, side=80)).astype(int)
-    assert picture.shape == (80, 80, 3)
-    red, blue = picture[:40, 60:].reshape(-1, 3), picture[40:, :20].reshape(-1, 3)
-    assert (red == red[0]).all() and red[0, 0] > red[0, 2] + 50
-    assert (blue == blue[0]).all() and blue[0, 2] > blue[0, 0] + 50
-    pale = picture[:40, :60].reshape(-1, 3)
-    assert (pale.max(1) - pale.min(1) == 0).all()
+    picture = np.asarray(heat_map_picture(GREY, weights)).astype(int)
+    rows, columns = picture.shape[0] // 2, picture.shape[1] // 4
+    red, blue = picture[rows // 2, 3 * columns + columns // 2], picture[rows + rows // 2, columns // 2]
+    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
+    pale = picture[rows // 2, columns // 2]
+    assert pale.max() - pale.min() < 15
 
 
 def test_a_shared_limit_makes_pictures_comparable() -> None:
@@ -39,25 +32,36 @@ def test_a_shared_limit_makes_pictures_comparable() -> None:
     assert (shared[0] != shared[1]).any()
 
 
+def test_normalised_pixels_look_like_stored_ones() -> None:
+    """As `model.preprocess` returns them."""
+    stored = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    normalised = (stored.float() / 255 - 0.5) / 0.25
+    first, second = (np.asarray(heat_map_picture(image, torch.zeros(2, 2))) for image in (stored, normalised))
+    assert abs(first.astype(int) - second.astype(int)).max() <= 1
+
+
 def test_weights_of_zero_and_images_that_are_not_square() -> None:
-    image = torch.zeros(3, 8, 16, dtype=torch.uint8)
-    assert heat_map_picture(image, torch.zeros(2, 4), side=64).size == (64, 32)
-    assert original_picture(image, side=64).size == (64, 32)
+    picture = heat_map_picture(torch.zeros(3, 8, 16, dtype=torch.uint8), torch.zeros(2, 4))
+    assert picture.width == 2 * picture.height
 
 
-def test_a_sheet_shows_every_picture_behind_its_label() -> None:
-    red, blue = Image.new("RGB", (50, 40), (255, 0, 0)), Image.new("RGB", (50, 40), (0, 0, 255))
-    sheet = contact_sheet([("avg", [red, blue]), ("a much longer label", [blue])], titles=["one", "two"], limit=0.1)
-    pixels = np.asarray(sheet)
-    counts = [(pixels == colour).all(2).sum() for colour in ((255, 0, 0), (0, 0, 255))]
-    assert counts == [50 * 40, 2 * 50 * 40]
-    left = np.argwhere((pixels == (255, 0, 0)).all(2))[:, 1].min()
-    text = (pixels.max(2) < 120)[:, :left].any(0)
-    assert text.sum() > 50 and not text[:8].any()
+def test_a_sheet_has_a_title_a_legend_and_a_word_for_heads_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, rendered = [], pictures._rendered
+    monkeypatch.setattr(pictures, "_rendered", lambda figure: figures.append(figure) or rendered(figure))
+    weights_sheet([GREY, GREY], [("avg", torch.full((2, 4, 4), 0.1)), ("cls", torch.zeros(2, 4, 4))])
+    (figure,) = figures
+    assert figure.get_suptitle() == pictures.TITLE
+    assert [axes.get_ylabel() for axes in figure.axes] == ["image", "", "", "avg", "", "weight", "cls", "", ""]
+    said = {axes.get_ylabel(): axes.texts[0].get_text() for axes in figure.axes if axes.texts}
+    assert said == {"cls": pictures.NOTHING}
 
 
 def test_a_sheet_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no pictures"):
-        contact_sheet([])
-    with pytest.raises(ConfigError, match="expected 1 titles or none, got 2"):
-        contact_sheet([("a", [Image.new("RGB", (4, 4))])], titles=["x", "y"])
+    with pytest.raises(ConfigError, match="no images"):
+        weights_sheet([], [])
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^pictures need matplotlib: pip install 'mmrep\[plots\]'$"):
+        heat_map_picture(GREY, torch.zeros(2, 2))

@@ -96,9 +96,9 @@ def test_a_wrong_option_that_only_the_first_process_finds(begin: Callable[..., S
 
 def look_late(rank: int) -> None:
     """Let nobody look at the folder before the processes have met."""
-    from mmrep import cli
+    from mmrep.cli import train
 
-    cli.check_output = lambda config: None
+    train.check_output = lambda config: None
 
 
 def test_sigterm_to_one_process_stops_both_after_one_step(begin: Callable[..., Started], tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""The nearest rows of a gallery, and at which rank given rows stand, exact, in bounded memory."""
-
-from typing import NamedTuple
+"""Exact search for the nearest rows of a gallery, in bounded memory."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,32 +10,18 @@ _QUERIES, _GALLERY = 512, 16384
 """Rows of either side that are compared at once: 32 MiB of similarities."""
 
 
-class OwnRanks(NamedTuple):
-    """Where the one row that each query looks for stands in the gallery, 1: nearest.
-
-    Attributes:
-        place: ties in the order of the gallery.
-        worst: behind all that tie with it.
-    """
-
-    place: Int64[Tensor, " queries"]
-    worst: Int64[Tensor, " queries"]
-
-
 def nearest(
     queries: Float[Tensor, "queries embed"], gallery: Float[Tensor, "gallery embed"], k: int
 ) -> tuple[Float[Tensor, "queries k"], Int64[Tensor, "queries k"]]:
-    """The k gallery rows of largest inner product, largest first; of equal ones the lower index first.
+    """Return the k largest inner products of each query and the rows of the gallery that they belong to.
 
-    Exact, in blocks of both sides: never queries × gallery in memory.
+    The largest comes first; of equal ones the lower index. Both sides are compared in blocks, so that the whole matrix
+    of scores never exists.
 
     Args:
-        queries: one side.
-        gallery: the other, on the same device, with at least k rows.
-        k: how many.
-
-    Returns:
-        Inner products and rows of the gallery.
+        queries: embeddings.
+        gallery: at least k embeddings on the same device.
+        k: number of rows.
     """
     parts = []
     for query in queries.split(_QUERIES):
@@ -45,7 +29,7 @@ def nearest(
         for start in range(0, len(gallery), _GALLERY):
             scores = product(query, gallery[start : start + _GALLERY])
             value, index = _top(scores, min(k, scores.shape[1]))
-            # What was found before has lower indices, and stands first.
+            # What was found before has lower indices, so it must stand first for the stable sort.
             value, index = torch.cat([best[0], value], 1), torch.cat([best[1], index + start], 1)
             value, order = value.sort(dim=1, descending=True, stable=True)
             best = value[:, :k], index.gather(1, order)[:, :k]
@@ -53,34 +37,13 @@ def nearest(
     return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
 
 
-def own_ranks(
-    queries: Float[Tensor, "queries embed"], gallery: Float[Tensor, "gallery embed"], own: Int64[Tensor, " queries"]
-) -> OwnRanks:
-    """The rank of one gallery row for each query, by inner product.
-
-    Args:
-        queries: one side.
-        gallery: the other, on the same device.
-        own: the row that each query looks for.
-    """
-    parts = []
-    rows = max(1, _QUERIES * _GALLERY // len(gallery))
-    for query, wanted in zip(queries.split(rows), own.split(rows), strict=True):
-        scores = product(query, gallery)
-        limit = scores.gather(1, wanted[:, None])
-        earlier = torch.arange(len(gallery), device=own.device) < wanted[:, None]
-        place = 1 + (scores > limit).sum(1) + ((scores == limit) & earlier).sum(1)
-        parts.append((place, (scores >= limit).sum(1)))
-    return OwnRanks(*(torch.cat(each) for each in zip(*parts, strict=True)))
-
-
 def _top(scores: Float[Tensor, "rows columns"], k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk with ties by the lower index, which topk does not promise."""
+    """Return torch.topk with ties in the order of indices, which topk itself does not guarantee."""
     value, index = scores.topk(k, dim=1)
     index, order = index.sort(dim=1)
     value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
     index = index.gather(1, order)
-    cut = (scores >= value[:, -1:]).sum(1) > k  # more tie with the last than have a place
+    cut = (scores >= value[:, -1:]).sum(1) > k  # more columns tie with the last one than fit
     if cut.any():
         sorted_scores = scores[cut].sort(dim=1, descending=True, stable=True)
         value[cut], index[cut] = sorted_scores.values[:, :k], sorted_scores.indices[:, :k]

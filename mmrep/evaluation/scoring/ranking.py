@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmrep.config.checks import MmrepError
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.scoring.ranks import two_way_ranks
+from mmrep.evaluation.scoring.ranks import own_ranks
 
 LOG = logging.getLogger("mmrep")
 RECALL_AT = (1, 5, 10)
@@ -47,7 +47,9 @@ def retrieval_metrics(
     """
     owner = image_of_text.cpu().numpy()
     own = _check(images, texts, owner, name)
-    to_image, to_text = two_way_ranks(images, texts, image_of_text, RECALL_AT)
+    every = np.arange(len(texts))
+    to_image = own_ranks(texts, images, every, owner, RECALL_AT)
+    to_text = own_ranks(images, texts, owner, every, RECALL_AT)
     metrics: dict[str, float] = {}
     further: dict[str, float] = {}
     pessimistic: dict[str, float] = {}

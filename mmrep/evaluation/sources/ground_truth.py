@@ -121,15 +121,12 @@ def _query(name: str, entry: Any, gallery: int, where: str) -> Query:
 
 
 def _positions(values: Any, gallery: int, where: str) -> NDArray[np.int64]:
-    try:
-        found = np.asarray(values)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{where}: expected a list of integers") from error
-    if not found.size:
-        return np.empty(0, np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= gallery:
+    if not isinstance(values, list | tuple):
+        raise DataError(f"{where}: expected a list of integers")
+    # Types are checked before numpy looks at nested lists, which may contain each other without end.
+    if not all(type(value) is int and 0 <= value < gallery for value in values):
         raise DataError(f"{where}: expected integers from 0 to {gallery - 1}, positions in imlist")
-    return found.astype(np.int64)
+    return np.array(values, np.int64)
 
 
 def _box(values: Any, where: str) -> Corners | None:

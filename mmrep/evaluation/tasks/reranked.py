@@ -11,8 +11,9 @@ from mmrep.config.checks import require
 from mmrep.config.instance import InstanceConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.scoring.nearest import OwnRanks, nearest, own_ranks
+from mmrep.evaluation.scoring.nearest import nearest
 from mmrep.evaluation.scoring.ranking import RECALL_AT
+from mmrep.evaluation.scoring.ranks import Ranks, own_ranks
 from mmrep.evaluation.scoring.rerank import ROUNDING, Reranked, rerank
 from mmrep.evaluation.tasks.retrieval import flat_captions
 
@@ -41,7 +42,8 @@ def reranked(context: Context) -> list[Evaluation]:
     ):
         queries = context.encode_texts(model, texts)
         results = rerank_gallery(queries, images, config)
-        evaluation = _evaluated(results, own_ranks(queries, images, owner), owner, len(images), config)
+        before = own_ranks(queries, images, np.arange(len(queries)), owner.numpy(), (1,))
+        evaluation = _evaluated(results, before, owner, len(images), config)
         if evaluation.pessimistic != evaluation.metrics:
             LOG.warning("evaluation set %s: task rerank: model %s: ties change the figures", evalset.name, name)
         found.append(evaluation)
@@ -63,7 +65,7 @@ def rerank_gallery(
 
 
 def _evaluated(
-    results: Reranked, found: OwnRanks, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig
+    results: Reranked, before: Ranks, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig
 ) -> Evaluation:
     """Positions among the first by the new order, behind them by the old one.
 
@@ -73,8 +75,9 @@ def _evaluated(
     score = results.scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
     behind = (results.scores >= score - ROUNDING).sum(1)  # of all that tie with the right one
     there, top = own.any(1), results.positions.shape[1]
-    position = torch.where(there, own.int().argmax(1) + 1, found.place.clamp(min=top + 1))
-    last = torch.where(there & (found.worst <= top), behind, found.worst.clamp(min=position))
+    place, worst = (torch.from_numpy(each[:, 0]) for each in before[:2])
+    position = torch.where(there, own.int().argmax(1) + 1, place.clamp(min=top + 1))
+    last = torch.where(there & (worst <= top), behind, worst.clamp(min=position))
     outcomes = {"image_of_text": owner.numpy()}
     figures = []
     for name, each in (("position", position), ("pessimistic_position", last)):

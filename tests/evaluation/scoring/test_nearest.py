@@ -1,11 +1,11 @@
-"""The nearest rows against a full sort, whatever the blocks; ties by the lower index; ranks of single rows."""
+"""The nearest rows against a full sort, whatever the blocks; ties by the lower index."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmrep.evaluation.scoring import nearest as module
-from mmrep.evaluation.scoring.nearest import nearest, own_ranks
+from mmrep.evaluation.scoring.nearest import nearest
 
 
 def whole(rows: int, width: int, seed: int) -> Tensor:
@@ -34,20 +34,3 @@ def test_equal_rows_tie(count: int, block: int, monkeypatch: pytest.MonkeyPatch)
     queries, row = torch.randn(17, 512, generator=generator), torch.randn(1, 512, generator=generator)
     gallery = row.expand(count, -1).contiguous()
     assert nearest(queries, gallery, 5)[1].tolist() == [list(range(5))] * 17
-    for own in (0, count - 1):
-        ranks = own_ranks(queries, gallery, torch.full((17,), own))
-        assert ranks.place.tolist() == [own + 1] * 17 and ranks.worst.tolist() == [count] * 17
-
-
-@pytest.mark.parametrize("rows", [1, 7, 512])
-def test_own_ranks_are_those_of_a_stable_sort(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_QUERIES", rows)
-    monkeypatch.setattr(module, "_GALLERY", 150)
-    queries, gallery = whole(40, 3, 0), whole(150, 3, 1)
-    own = torch.randint(0, 150, (40,), generator=torch.Generator().manual_seed(2))
-    scores = queries @ gallery.T
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    found = own_ranks(queries, gallery, own)
-    assert torch.equal(found.place, (order == own[:, None]).int().argmax(1) + 1)
-    assert torch.equal(found.worst, (scores >= scores.gather(1, own[:, None])).sum(1))
-    assert (found.worst > found.place).any()
