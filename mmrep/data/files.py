@@ -39,6 +39,7 @@ def expand_braces(pattern: str, shown: str) -> list[str]:
     Raises:
         ConfigError: unbalanced braces, or more than two million names.
     """
+    # Not webdataset's `expand_urls`, which also reads the environment, and splits addresses of fsspec at `::`.
     # Ranges are checked first, because braceexpand makes a list of each.
     wide = any(len(end) > 12 or abs(int(end) - int(start)) > _MOST_NAMES for start, end in _RANGE.findall(pattern))
     try:
