@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.evaluation.embedding.cache import EmbeddingCache
-from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached, require_finite
-from mmrep.evaluation.embedding.tokens import warn_of_cut
+from mmrep.evaluation.embedding.cache import EmbeddingCache, embed_set_cached, embed_texts_cached, require_finite
+from mmrep.evaluation.embedding.embed import warn_of_cut
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder

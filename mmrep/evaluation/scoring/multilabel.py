@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.nearest import product
 from mmrep.evaluation.scoring.order import average_precision, chance_precision
-from mmrep.evaluation.scoring.product import product
 
 METRIC = "mean_average_precision"
 OCCURRING = "mean_average_precision_of_occurring_classes"

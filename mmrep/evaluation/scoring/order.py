@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.instance import InstanceConfig
-from mmrep.evaluation.scoring.product import product
+from mmrep.evaluation.scoring.nearest import product
 from mmrep.evaluation.scoring.rerank import ROUNDING, rerank
 
 _BLOCK = 2**21

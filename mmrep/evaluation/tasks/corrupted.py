@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrep.config.robustness import CORRUPTIONS
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre
 from mmrep.evaluation.tasks.view_predictions import centred
 
 Pixels = Float32[Tensor, "3 rows columns"]

@@ -9,8 +9,7 @@ from numpy import ndarray
 
 from mmrep.config.robustness import CORRUPTIONS
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.embedding.embed import View, centre_of
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.corrupted import Corrupted
 from mmrep.evaluation.tasks.view_predictions import Predictions, check_classes, predict

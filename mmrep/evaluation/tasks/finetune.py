@@ -17,14 +17,12 @@ from torch import Tensor
 from mmrep.config.checks import MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import Views, embed_images
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre, Views, embed_images
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import mean_per_class_recall
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sources.records import Records
 from mmrep.evaluation.tasks.finetuning import Classifier, Epoch, fine_tune
-from mmrep.evaluation.tasks.labelled import labelled_splits
+from mmrep.evaluation.tasks.labelled import labelled_splits, validation_part
 from mmrep.model.dual_encoder import DualEncoder
 
 _NOT_FINITE = -1

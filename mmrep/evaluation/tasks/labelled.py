@@ -3,8 +3,10 @@
 import logging
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, require
@@ -62,3 +64,20 @@ def labelled_splits(context: Context, task: str) -> Labelled:
             where, int(unseen.sum()), len(test), len(absent), ", ".join(absent[:10]),
         )  # fmt: skip
     return Labelled(train, test, len(evalset.classnames), int(unseen.sum()))
+
+
+def validation_part(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which samples are held out: of every class the share, rounded, drawn by Philox bits; at least one stays.
+
+    Args:
+        labels: of the samples.
+        share: of each class.
+        seed: of the draw.
+    """
+    bits = np.random.Philox(key=seed).random_raw(len(labels))
+    order = np.lexsort((bits, labels))
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    held = np.zeros(len(labels), bool)
+    held[order] = place < np.minimum(np.floor(counts * share + 0.5), counts - 1)[labels[order]]
+    return held

@@ -14,8 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import Centre, View
+from mmrep.evaluation.embedding.embed import Centre, View, centre_of
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.view_predictions import Predictions, centred, check_classes, predict
 from mmrep.model.dual_encoder import DualEncoder

@@ -12,9 +12,8 @@ from mmrep.config.probe import ProbeConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import class_tables, classification_metrics
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.scoring.logistic import Linear, Regression
-from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
+from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits, validation_part
 
 LOG = logging.getLogger("mmrep")
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mmrep.config.checks import MmrepError, require
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import Views, embed_images
-from mmrep.evaluation.embedding.views import Centre, View
+from mmrep.evaluation.embedding.embed import Centre, View, Views, embed_images
 from mmrep.evaluation.scoring.classification import class_embeddings, first_twins
 from mmrep.evaluation.tasks.zeroshot import prompts
 

@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Sequence
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmrep.config.checks import require
+from mmrep.data.tar import DataError
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import embed_texts
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import class_embeddings, class_tables, first_twins, zeroshot_metrics
-from mmrep.evaluation.scoring.multilabel import multilabel_metrics
+from mmrep.evaluation.scoring.multilabel import METRIC, OCCURRING, multilabel_metrics
 from mmrep.evaluation.sets import EvalSet
-from mmrep.evaluation.tasks.targets import targets_of, warn_of_absent
+from mmrep.evaluation.sources.records import Records
 from mmrep.model.dual_encoder import DualEncoder
 
 LOG = logging.getLogger("mmrep")
@@ -84,3 +86,38 @@ def _warn_of_ties(context: Context, found: Sequence[Evaluation], classes: Sequen
         ", ".join(f"{name}: {count} of {len(context.labels)} images" for name, count in tied.items()),
         ", ".join(list(names)[:_NAMED]) + (" …" if len(names) > _NAMED else "") if names else "none",
     )
+
+
+def targets_of(records: Records, classes: int, where: str) -> Bool[Tensor, "images classes"]:
+    """Which classes every image has.
+
+    Raises:
+        DataError: a label that no class has.
+    """
+    targets = torch.zeros(len(records), classes, dtype=torch.bool)
+    for position in range(len(records)):
+        for label in records.labels(position):
+            if not 0 <= label < classes:
+                raise DataError(
+                    f"evaluation set {where}: sample {records.key(position)!r}: label {label}, but there are {classes} "
+                    f"class names (labels count from 0)"
+                )
+            targets[position, label] = True
+    return targets
+
+
+def warn_of_absent(targets: Bool[Tensor, "images classes"], classnames: Sequence[str], where: str) -> None:
+    """One warning where classes have no image, since each takes its share off the mean.
+
+    Raises:
+        DataError: no class has one.
+    """
+    absent = [name for name, any_image in zip(classnames, targets.any(0).tolist(), strict=True) if not any_image]
+    if len(absent) == len(classnames):
+        raise DataError(f"evaluation set {where}: no image has any class")
+    if absent:
+        LOG.warning(
+            "evaluation set %s: %d of %d classes have no image and count 0 in %s, as in CLIP_benchmark (%s); without "
+            "them: %s",
+            where, len(absent), len(classnames), METRIC, ", ".join(absent[:5]), OCCURRING,
+        )  # fmt: skip

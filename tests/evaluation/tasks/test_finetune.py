@@ -23,10 +23,10 @@ from mmrep.data.tar import DataError
 from mmrep.data.transforms import view_of_decoded
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.tasks.finetune import _predict, finetune, finetune_metrics
 from mmrep.evaluation.tasks.finetuning import Classifier, _Crops, _optimizer, _schedule, fine_tune
+from mmrep.evaluation.tasks.labelled import validation_part
 from mmrep.model.dual_encoder import DualEncoder
 
 OPTIONS = FinetuneConfig(epochs=4, batch_size=4, lrs=(3e-3, 1e-6), classifier_lr=1e-3)

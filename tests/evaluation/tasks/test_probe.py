@@ -18,9 +18,8 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.probe import ProbeConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.scoring import logistic
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sets import open_set
-from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
+from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits, validation_part
 from mmrep.evaluation.tasks.probe import linear_probe, probe
 from mmrep.model.dual_encoder import DualEncoder
 

@@ -18,7 +18,7 @@ from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.rerank import rerank
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.suite import evaluate
-from mmrep.evaluation.tasks.reranked import rerank_gallery, reranked
+from mmrep.evaluation.tasks.retrieval import rerank_gallery, reranked
 from mmrep.model.dual_encoder import DualEncoder
 
 CONFIG = EvaluationConfig(batch_size=6, workers=0, instance=InstanceConfig(rerank_top=8, neighbours=3))

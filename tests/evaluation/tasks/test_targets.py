@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrep.data.tar import DataError
-from mmrep.evaluation.tasks.targets import targets_of, warn_of_absent
+from mmrep.evaluation.tasks.zeroshot import targets_of, warn_of_absent
 
 
 @dataclass
