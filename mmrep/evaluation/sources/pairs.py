@@ -10,8 +10,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,11 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.decode import decode_image
 from mmrep.data.layouts.contents import read_text, within_folder
 from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import PAIR_FILES, local_place
-from mmrep.evaluation.sources.records import file_size, files_identity
+from mmrep.evaluation.sources.records import Records, file_size, read_pixels
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Tried for names without one: Winoground's `ex_0_img_0`."""
@@ -52,53 +51,34 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairRecords:
-    """The images of such a set; two images of one example follow each other."""
+class PairRecords(Records):
+    """The images of a set of confusable captions; the two images of one example follow each other."""
 
-    pairs: list[Pair]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    samples: list[Pair]
 
     def key(self, position: int) -> str:
-        """File and id."""
-        return self.pairs[position].key
+        """Return file and id."""
+        return self.samples[position].key
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """See `Records`."""
-        pair = self.pairs[position]
-        try:
-            return decode_image(pair.image.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{pair.image} (example {pair.key!r}): {error}") from error
-
-    def label(self, position: int) -> int:
-        """None: these images have captions."""
-        raise DataError(f"example {self.key(position)!r} has captions, no class")
-
-    def labels(self, position: int) -> list[int]:
-        """None."""
-        return [self.label(position)]
+        return read_pixels(self.samples[position].image, self.key(position))
 
     def texts(self, position: int) -> list[str]:
-        """The right caption first."""
-        return list(self.pairs[position].captions)
-
-    def take(self, positions: Sequence[int]) -> "PairRecords":
-        """See `Records`."""
-        return replace(self, pairs=[self.pairs[position] for position in positions])
+        """Return the captions, the right one first."""
+        return list(self.samples[position].captions)
 
     def digest(self) -> str:
-        """Of keys, captions and kinds, and of the image files' names and sizes."""
+        """Return a digest of keys, captions and kinds, and of the image files' names and sizes."""
         state = hashlib.blake2b(digest_size=16)
-        for pair in self.pairs:
+        for pair in self.samples:
             content = (pair.key, pair.captions, pair.kinds, pair.image.name, file_size(pair.image))
             state.update(repr(content).encode())
         return state.hexdigest()
 
-    def identity(self) -> str:
+    def files(self) -> list[Path]:
         """See `Records`."""
-        return files_identity(self.digest(), (pair.image for pair in self.pairs))
+        return [pair.image for pair in self.samples]
 
 
 def read_pairs(config: SetConfig) -> PairRecords:

@@ -158,7 +158,7 @@ def _captions(context: Context) -> list[list[str]]:
 def _examples(evalset: EvalSet) -> list[int] | None:
     """In Winoground's form the example of each image."""
     records = evalset.records
-    found = [pair.example for pair in records.pairs] if isinstance(records, PairRecords) else []
+    found = [pair.example for pair in records.samples] if isinstance(records, PairRecords) else []
     examples = [example for example in found if example is not None]
     if not examples:
         return None
@@ -173,7 +173,7 @@ def _kinds(evalset: EvalSet, examples: list[int] | None) -> dict[str, list[int]]
     if not isinstance(evalset.records, PairRecords):
         return {}
     found: dict[str, list[int]] = {}
-    for row, pair in enumerate(evalset.records.pairs[:: 1 if examples is None else 2]):
+    for row, pair in enumerate(evalset.records.samples[:: 1 if examples is None else 2]):
         for kind in pair.kinds:
             found.setdefault(kind, []).append(row)
     return found
