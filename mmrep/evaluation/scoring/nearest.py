@@ -1,4 +1,4 @@
-"""Exact search for the nearest rows of a gallery, in bounded memory."""
+"""A matrix product in which equal vectors tie, and exact nearest rows of a gallery in bounded memory."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 _QUERIES, _GALLERY = 512, 16384
-"""Rows of either side that are compared at once: 32 MiB of similarities."""
+"""Rows of either side that are compared at a time: 32 MiB of similarities."""
 
 
 def nearest(
@@ -63,8 +63,8 @@ def product(
 
     Args:
         rows: one side.
-        columns: the other, of the same type and on the same device.
-        space: at least as many rows, of which the first are written to; not used where a side is narrow.
+        columns: the other side, of the same type and on the same device.
+        space: a buffer with at least as many rows, whose first rows are written to; not used where a side is narrow.
     """
     count, width = len(rows), len(columns)
     if min(count, width) < NARROW:
@@ -73,5 +73,5 @@ def product(
 
 
 def _widened(side: Float[Tensor, "some embed"]) -> Float[Tensor, "more embed"]:
-    """With zeros up to NARROW; itself, not a copy, where it has as many."""
+    """Return the vectors padded with zeros to NARROW."""
     return side if len(side) >= NARROW else F.pad(side, (0, 0, 0, NARROW - len(side)))
