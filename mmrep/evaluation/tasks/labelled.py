@@ -1,4 +1,4 @@
-"""The labelled images that probes and neighbours learn from and are tested on."""
+"""Labels of the training split and the test split, for tasks that are fitted."""
 
 import logging
 from typing import NamedTuple
@@ -19,10 +19,10 @@ class Labelled(NamedTuple):
     """Labels of two splits.
 
     Attributes:
-        train: of the training split.
-        test: of the split that is evaluated.
+        train: labels of the training split.
+        test: labels of the evaluated split.
         classes: number of classes that the set names.
-        unseen: images of the test split whose class the training split lacks.
+        unseen: number of test images whose class the training split lacks.
     """
 
     train: Int64[Tensor, " train"]
@@ -32,16 +32,16 @@ class Labelled(NamedTuple):
 
 
 def labelled_splits(context: Context, task: str) -> Labelled:
-    """The labels of the training split and of the set; warns of classes that the training split lacks.
+    """Return the labels of the training split and of the set; warn of classes that the training split lacks.
 
     Raises:
-        ConfigError: no classes, several classes an image, no training split, or the split evaluated is it.
+        ConfigError: no classes, several classes an image, no training split, or it is the evaluated one.
         DataError: a label that can't be read.
     """
     evalset = context.evalset
     where = f"evaluation set {evalset.name}: task {task}"
-    require(bool(evalset.classnames), f"{where} wants classes, and the set has captions")
-    require(not evalset.multilabel, f"{where} wants one class an image, and the set has several")
+    require(bool(evalset.classnames), f"{where} needs classes, but the set has captions")
+    require(not evalset.multilabel, f"{where} needs one class an image, but the set has several")
     config = evalset.config
     require(
         config is None or config.split != config.train_split,
@@ -67,12 +67,14 @@ def labelled_splits(context: Context, task: str) -> Labelled:
 
 
 def validation_part(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which samples are held out: of every class the share, rounded, drawn by Philox bits; at least one stays.
+    """Return which samples to hold out for choosing hyper-parameters: a random, rounded share of every class.
+
+    At least one sample of each class is kept for training. The draw uses Philox bits.
 
     Args:
-        labels: of the samples.
-        share: of each class.
-        seed: of the draw.
+        labels: the class of each sample.
+        share: share of each class.
+        seed: seed of the draw.
     """
     bits = np.random.Philox(key=seed).random_raw(len(labels))
     order = np.lexsort((bits, labels))

@@ -1,4 +1,4 @@
-"""Image-text retrieval, both ways, with several captions an image."""
+"""Image-text retrieval with several captions an image: both ways, and text to image after reranking."""
 
 import logging
 
@@ -19,7 +19,7 @@ from mmrep.evaluation.scoring.rerank import ROUNDING, Reranked, rerank
 
 
 def retrieval(context: Context) -> list[Evaluation]:
-    """Retrieval between the images of a set and their captions, under every model.
+    """Return the metrics of retrieval between the images of a set and their captions, both ways, for every model.
 
     Raises:
         DataError: an image without caption.
@@ -38,7 +38,7 @@ def retrieval(context: Context) -> list[Evaluation]:
 
 
 def flat_captions(texts: list[list[str]]) -> tuple[list[str], Int64[Tensor, " texts"]]:
-    """All captions of a set, and the image that each belongs to."""
+    """Return all captions of a set and the image that each belongs to."""
     flat = [text for own in texts for text in own]
     return flat, torch.tensor([image for image, own in enumerate(texts) for _ in own])
 
@@ -47,11 +47,12 @@ LOG = logging.getLogger("mmrep")
 
 
 def reranked(context: Context) -> list[Evaluation]:
-    """`reranked_image_retrieval_recall@k` of a set of captions under every model: the task `rerank`.
+    """Return `reranked_image_retrieval_recall@k` of every model: the task `rerank` (SuperGlobal, arXiv 2308.06954).
 
-    The share of captions whose image is among the first k after the first `instance.rerank_top` have been reordered;
-    the others stay behind these. Without reranking it is `image_retrieval_recall@k` of the task `retrieval`. Outcomes:
-    `image_of_text`, `reranked_image_position` (1: first), `reranked_image_pessimistic_position`.
+    This is the share of captions whose image is among the first k after the first `instance.rerank_top` images have
+    been reordered; the others stay behind them. Without reranking it is `image_retrieval_recall@k` of the task
+    `retrieval`.
+    Outcomes: `image_of_text`, `reranked_image_position` (1: first), `reranked_image_pessimistic_position`.
 
     Raises:
         ConfigError: the set has classes, not captions.
@@ -59,13 +60,11 @@ def reranked(context: Context) -> list[Evaluation]:
     evalset, config = context.evalset, context.config.instance
     require(
         evalset.task == "retrieval",
-        f"evaluation set {evalset.name}: task rerank wants captions; for images of one class use task instance",
+        f"evaluation set {evalset.name}: task rerank needs captions; for images of one class use task instance",
     )
     texts, owner = flat_captions(context.texts)
     found = []
-    for name, (model, images) in zip(
-        context.models, zip(context.models.values(), context.images, strict=True), strict=True
-    ):
+    for (name, model), images in zip(context.models.items(), context.images, strict=True):
         queries = context.encode_texts(model, texts)
         results = rerank_gallery(queries, images, config)
         before = own_ranks(queries, images, np.arange(len(queries)), owner.numpy(), (1,))
@@ -79,12 +78,12 @@ def reranked(context: Context) -> list[Evaluation]:
 def rerank_gallery(
     queries: Float[Tensor, "queries embed"], gallery: Float[Tensor, "gallery embed"], config: InstanceConfig
 ) -> Reranked:
-    """The first `config.rerank_top` results of each query (texts or images) in their new order.
+    """Return the first `config.rerank_top` results of each query in their new order.
 
     Args:
-        queries: of unit length.
-        gallery: of unit length.
-        config: how many are reordered, and how.
+        queries: embeddings of unit length, of texts or images.
+        gallery: embeddings of unit length.
+        config: options of the reranking.
     """
     first = nearest(queries, gallery, min(config.rerank_top, len(gallery)))[1]
     return rerank(queries, gallery, first, config.neighbours, config.beta)
@@ -93,13 +92,13 @@ def rerank_gallery(
 def _evaluated(
     results: Reranked, before: Ranks, owner: Int64[Tensor, " texts"], images: int, config: InstanceConfig
 ) -> Evaluation:
-    """Positions among the first by the new order, behind them by the old one.
+    """Return recall of positions: among the first results by the new order, behind them by the old one.
 
-    An image that ties with others over the end of the first may as well be the last of them.
+    An image that ties with others across the end of the first results may be the last of them.
     """
     own = results.positions == owner[:, None]
     score = results.scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-    behind = (results.scores >= score - ROUNDING).sum(1)  # of all that tie with the right one
+    behind = (results.scores >= score - ROUNDING).sum(1)  # position behind all that tie with the right image
     there, top = own.any(1), results.positions.shape[1]
     place, worst = (torch.from_numpy(each[:, 0]) for each in before[:2])
     position = torch.where(there, own.int().argmax(1) + 1, place.clamp(min=top + 1))

@@ -1,4 +1,4 @@
-"""Zero-shot classification: images against class names within templates."""
+"""Zero-shot classification: images against class names in templates."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _NAMED = 10
 
 
 def zeroshot(context: Context) -> list[Evaluation]:
-    """Zero-shot classification of a set under every model.
+    """Return zero-shot classification metrics of every model.
 
     Raises:
         ConfigError: the set has no classes.
@@ -33,7 +33,7 @@ def zeroshot(context: Context) -> list[Evaluation]:
     evalset = context.evalset
     require(
         bool(evalset.classnames and evalset.templates),
-        f"evaluation set {evalset.name}: task zeroshot wants classes, and it has no class names or no templates",
+        f"evaluation set {evalset.name}: task zeroshot needs classes, but the set has no class names or no templates",
     )
     texts = prompts(evalset)
     classes = [
@@ -56,17 +56,17 @@ def zeroshot(context: Context) -> list[Evaluation]:
 
 
 def embed_classes(model: DualEncoder, evalset: EvalSet, text_batch: int) -> Float[Tensor, "classes embed"]:
-    """The classes of a set: each the mean over its templates, of unit length."""
+    """Return the class embeddings of a set: the mean over the templates of each class, of unit length."""
     return class_embeddings(embed_texts(model, prompts(evalset), text_batch), len(evalset.classnames))
 
 
 def prompts(evalset: EvalSet) -> list[str]:
-    """The class names within the templates: class after class, all templates of one together."""
+    """Return the class names in the templates: class after class, all templates of a class together."""
     return [template.replace("{c}", name) for name in evalset.classnames for template in evalset.templates]
 
 
 def _warn_of_ties(context: Context, found: Sequence[Evaluation], classes: Sequence[Tensor]) -> None:
-    """One warning where ties change a metric, with the number of images and the classes that can't be told apart."""
+    """Warn where ties change a metric, with the number of images and the classes that have one embedding."""
     tied = {
         name: int((each.outcomes["position"] != each.outcomes["pessimistic_position"]).sum())
         for name, each in zip(context.models, found, strict=True)
@@ -89,7 +89,7 @@ def _warn_of_ties(context: Context, found: Sequence[Evaluation], classes: Sequen
 
 
 def targets_of(records: Records, classes: int, where: str) -> Bool[Tensor, "images classes"]:
-    """Which classes every image has.
+    """Return which classes every image has.
 
     Raises:
         DataError: a label that no class has.
@@ -107,7 +107,7 @@ def targets_of(records: Records, classes: int, where: str) -> Bool[Tensor, "imag
 
 
 def warn_of_absent(targets: Bool[Tensor, "images classes"], classnames: Sequence[str], where: str) -> None:
-    """One warning where classes have no image, since each takes its share off the mean.
+    """Warn of classes without images, since each counts 0 in the mean.
 
     Raises:
         DataError: no class has one.

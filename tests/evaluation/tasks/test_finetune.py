@@ -262,7 +262,7 @@ def test_the_test_split_is_refused_however_it_is_spelled(model: DualEncoder, fol
 
 
 def test_captions_are_refused(model: DualEncoder, colour_set: Path) -> None:
-    with pytest.raises(ConfigError, match="finetune wants classes"):
+    with pytest.raises(ConfigError, match="finetune needs classes"):
         finetune(Context({"tiny": model}, open_set(SetConfig(f"{colour_set}/retrieval")), CONFIG))
 
 

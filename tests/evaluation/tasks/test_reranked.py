@@ -101,5 +101,5 @@ def test_ties_over_the_end_of_the_first(own: int, worst: int) -> None:
 
 def test_classes_are_refused(tiny: Callable[..., DualEncoder], colour_set: Path) -> None:
     evalset = open_set(SetConfig(str(colour_set), name="colours"))
-    with pytest.raises(ConfigError, match="evaluation set colours: task rerank wants captions"):
+    with pytest.raises(ConfigError, match="evaluation set colours: task rerank needs captions"):
         reranked(Context({"avg": tiny("avg")}, evalset, CONFIG))
