@@ -200,7 +200,7 @@ def heads(device: torch.device, batch: int, rounds: int, timer: Timer) -> dict[s
         for name in list_pools():
             head = build_pool(name, dim=WIDTH, num_heads=HEADS).to(device)
             parameters[name] = sum(p.numel() for p in head.parameters())
-            tokens = Tokens(prefix, patches, GRID, None, tuple(drawn(PATCHES) for _ in range(head.stages)))
+            tokens = Tokens(prefix, patches, GRID, None, tuple(drawn(PATCHES) for _ in range(head.num_stages)))
             works[name] = lambda head=head, tokens=tokens: head_step(head, tokens)
         seconds = timer.rounds(works, rounds)
     images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, device=device)

@@ -37,7 +37,7 @@ from typing import Any
 import yaml
 
 from mmrep.config.caches import cache_root
-from mmrep.data.places import resolve_place
+from mmrep.data.paths import resolve_place
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mmrep.config.checks import ConfigError, MmrepError
 
 LOG = logging.getLogger("mmrep")
@@ -22,6 +23,7 @@ LOG = logging.getLogger("mmrep")
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class WriteError(MmrepError):
@@ -169,9 +171,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made where it is missing.
+    """Keep other processes out of a folder, which is made if it is missing.
 
-    The lock is one of POSIX: it ends with the process that holds it, its children do not inherit it, NFS has it too.
+    The lock ends with the process that holds it; its children do not inherit it.
 
     Raises:
         ConfigError: another process holds the folder.
@@ -179,28 +181,26 @@ def locked(folder: Path) -> Iterator[None]:
     """
     place = folder / LOCK
     made = not folder.exists()
+    lock = FileLock(place, timeout=0)
     with write_errors(place):
         folder.mkdir(parents=True, exist_ok=True)
-        file = place.open("a+", encoding="utf-8")
-    with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire()
+        except Timeout as error:
+            holder = place.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
+            raise ConfigError(
+                f"{folder}: {holder} is writing there; wait for it, stop it, or choose another --output_dir"
+            ) from error
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                holder = file.read(200).strip() or "another process"
-                raise ConfigError(
-                    f"{folder}: {holder} is writing there; wait for it, stop it, or choose another --output_dir"
-                ) from error
+            if error.errno not in _NO_LOCKS:
+                raise
             LOG.warning("%s: this file system has no locks (%s): start no second run there", folder, error.strerror)
-        with write_errors(place):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        try:
-            yield
-        finally:
-            if made and [each.name for each in folder.iterdir()] == [LOCK]:
-                with contextlib.suppress(OSError):  # nothing came of it: leave no empty folder
-                    place.unlink()
-                    folder.rmdir()
+        place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    try:
+        yield
+    finally:
+        if made and [each.name for each in folder.iterdir()] == [LOCK]:
+            with contextlib.suppress(OSError):  # nothing came of it: leave no empty folder
+                place.unlink()
+                folder.rmdir()
+        lock.release()

@@ -74,10 +74,7 @@ def shortened(rows: Sequence[Sequence[str]], width: int, columns: Sequence[str])
             break
         widths[widest] -= 1
         excess -= 1
-    return [
-        [_cut(cell, widths[i]) if i in places else cell for i, cell in enumerate(row)] if row is not rows[0] else [*row]
-        for row in rows
-    ]
+    return [[_cut(cell, widths[i]) if i in places else cell for i, cell in enumerate(row)] for row in rows]
 
 
 def _cut(cell: str, width: int) -> str:

@@ -196,7 +196,7 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for option in ("--config", "--resume", "--model.pool", "--optim.lr", "--training.global_batch", "--study.seeds"):
         assert option in shown
-    assert "peak learning rate" in shown
+    assert "Peak learning rate" in shown
 
 
 def test_train_eval_report(

@@ -57,7 +57,7 @@ def run(options: Options, _: list[str]) -> None:
 
     from mmrep import distributed
     from mmrep.evaluation.outcome_names import file_stem, model_folder
-    from mmrep.evaluation.suite import evaluate_each, table, write_figures, write_outcomes
+    from mmrep.evaluation.suite import evaluate_each, results_table, write_figures, write_outcomes
 
     device = find_device(options.device)
     groups = [(config, open_local(config.sets)) for config in configs]
@@ -90,7 +90,7 @@ def run(options: Options, _: list[str]) -> None:
         raise Stopped(f"interrupted: {done}; the same command goes on faster, from the cache") from error
     if distributed.rank() == 0:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        say(table(results, width) + f"\n\nwritten: {output}")
+        say(results_table(results, width) + f"\n\nwritten: {output}")
     distributed.stop()
 
 

@@ -11,7 +11,7 @@ from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.sweep import SweepConfig
 from mmrep.config.tree import TrainConfig
-from mmrep.training.output import CONFIG
+from mmrep.training.output import RUN_CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ def run(options: Options, _: list[str]) -> None:
         ConfigError: wrong use.
     """
     folder, save = Path(options.model), Path(options.save) if options.save else None
-    require((folder / CONFIG).is_file(), f"{folder}: not a run: it has no {CONFIG}")
-    config = parse(TrainConfig, "sweep", ["--config", str(folder / CONFIG)])
+    require((folder / RUN_CONFIG).is_file(), f"{folder}: not a run: it has no {RUN_CONFIG}")
+    config = parse(TrainConfig, "sweep", ["--config", str(folder / RUN_CONFIG)])
     require(
         (folder / "final" / "config.json").is_file(),
-        f"{folder}: not finished, it has no final/: continue it with `mmrep train --config {folder / CONFIG} --resume "
-        "auto`",
+        f"{folder}: not finished, it has no final/: continue it with `mmrep train --config {folder / RUN_CONFIG} "
+        "--resume auto`",
     )
     require(
         bool(options.data) or config.data.validation.fraction > 0,
@@ -58,7 +58,7 @@ def run(options: Options, _: list[str]) -> None:
     sets = [SetConfig(path, split=options.split) for path in options.data]
     check_sets(sets)
 
-    from mmrep.training.sweep_run import sweep_run
+    from mmrep.study.sweep_run import sweep_run
 
     asked = SweepConfig(p=options.p, pool=options.pool, negatives=options.negatives, metric=options.metric)
     device, evaluation = find_device(options.device), options.applied(config.evaluation)

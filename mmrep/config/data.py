@@ -1,4 +1,4 @@
-"""Where training pairs come from and how an image is cropped."""
+"""Training data: sources of pairs, captions, augmentation, loading."""
 
 import re
 import typing
@@ -12,20 +12,22 @@ CAPTION_KINDS = ("txt", "cls", "json:KEY")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of pairs.
+    """One source of image-text pairs.
 
     Attributes:
-        shards: tar files: a path with braces (`train/{0..9}.tar`) or a glob, a folder, an address that fsspec opens
-            (`https://`, `s3://`, `hf://`), a catalog (`.npz`, from `mmrep data index`), `scenes:train`, or a list of
-            these.
-        caption: `txt` (one of the lines of the member is drawn), `json:KEY` (a text or a list of texts in the json
-            member), `cls` (class name + template; the pairs of one class form a group), or several of these with
-            weights, as in `{txt: 0.3, "json:synthetic": 0.7}`: one is drawn for each pair.
-        classnames: file of class names for `cls`; None looks for classnames.txt beside the shards and one folder up.
-        templates: file of templates with `{c}` for `cls`; None looks for zeroshot_classification_templates.txt
-            likewise.
-        subset: file of the uids to train on (.npy of dtype `u8,u8`, as DataComp's); None: all samples.
-        weight: share of this source among all; without any weights the sources are one set.
+        shards: Tar files: a path with braces (`train/{0..9}.tar`) or a glob, a folder, an address that fsspec opens
+            (`https://`, `s3://`, `hf://`), a catalog (`.npz`, from `mmrep data index`), `scenes:train`, or a list
+            of these.
+        caption: Source of the captions: `txt` (one line of the member is drawn), `json:KEY` (a text or a list of
+            texts in the json member), `cls` (class name and template; the pairs of one class form a group), or
+            several of these with weights, as in `{txt: 0.3, "json:synthetic": 0.7}`, of which one is drawn for each
+            pair.
+        classnames: File of class names for `cls`. By default classnames.txt next to the shards or one folder up.
+        templates: File of templates with `{c}` for `cls`. By default zeroshot_classification_templates.txt next to
+            the shards or one folder up.
+        subset: File with the uids to train on (.npy of dtype `u8,u8`, as DataComp has). By default all samples are
+            used.
+        weight: Share of this source among all. Without any weights, all sources form one set.
     """
 
     shards: str | list[str]
@@ -49,7 +51,7 @@ class SourceConfig:
         above("data.train weight", self.weight, 0)
 
     def caption_shares(self) -> dict[str, float]:
-        """The kinds of caption and their shares, which sum to 1."""
+        """Return the kinds of caption with their shares, which sum to 1."""
         total = sum(self._kinds.values())
         return {kind: weight / total for kind, weight in self._kinds.items()}
 
@@ -60,11 +62,11 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """The validation split, cut from the training sources by a hash of each sample's shard name and key.
+    """The validation split. It is cut from the training sources by a hash of each sample's shard name and key.
 
     Attributes:
-        fraction: share of the samples held out; 0 holds none out.
-        max_samples: at most this many of them are evaluated.
+        fraction: Share of the samples to hold out; 0 holds none out.
+        max_samples: Largest number of held-out samples to evaluate.
     """
 
     fraction: float = 0.0
@@ -80,30 +82,33 @@ Crop = Literal["random_resized", "resize"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Training data.
+    """Training data and augmentation.
 
     Attributes:
-        train: the sources.
-        validation: the part of them that is held out.
-        crop: `random_resized` (a random part of the image, resized) or `resize` (short side, centre crop: no
-            randomness).
-        min_scale: least share of the image's area that a random crop keeps.
-        flip: probability of a horizontal flip.
-        dct_scaling: decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough: faster, slightly other pixels.
-        sizes: image size from a step on, as in `{0: 112, 20000: 224}`; the last one has to be the model's. None: the
-            model's in every step.
-        shuffle_block: samples that are shuffled together; larger sources are shuffled in blocks of shards.
-        max_bad_fraction: share of the pairs that may be unreadable; each is logged, and replaced by another sample.
-            0: the first one ends the run.
-        workers: loader processes; None: one a core, at most 8, none where the machine has fewer than 4 cores a process.
-        prefetch: batches each worker prepares ahead.
-        max_pixels: an image with more pixels is refused.
-        decoded_gb: GB for decoded images in the cache: a set that fits is decoded once, and shared by loader processes,
-            ranks and later runs; 0: never.
-        cache_gb: GB for local copies of remote and staged shards.
-        cache_dir: folder for them, on a disk of the node; None: in `$MMREP_CACHE` or ~/.cache/mmrep.
-        stage: copy local shards there too, from a slow shared file system.
-        ledger: write down which sample every pair of the run was; `mmrep data ledger RUN` proves the order from it.
+        train: The sources of training pairs.
+        validation: The part of them that is held out for validation.
+        crop: How a training image is cropped: random_resized takes a random part and resizes it, resize takes the
+            centre after resizing the short side.
+        min_scale: Smallest share of the image's area that a random crop keeps.
+        flip: Probability of a horizontal flip.
+        dct_scaling: Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is enough. This is faster, and pixels
+            differ slightly.
+        sizes: Image size from a step on, as in `{0: 112, 20000: 224}`. The last one has to be the model's. By
+            default all steps use the model's size.
+        shuffle_block: Number of samples that are shuffled together. Larger sources are shuffled in blocks of
+            shards.
+        max_bad_fraction: Share of the pairs that may be unreadable. Each one is logged and replaced by another
+            sample; with 0 the first one ends the run.
+        workers: Loader processes. By default one for each core, at most 8, and none where the machine has fewer
+            than 4 cores for each training process.
+        prefetch: Batches that each loader process prepares ahead.
+        max_pixels: Largest number of pixels of an image. Larger images are refused.
+        decoded_gb: GB of the cache for decoded images. A set that fits is decoded once and shared by loader
+            processes, ranks and later runs; 0 never does this.
+        cache_gb: GB of the cache for copies of remote and staged shards.
+        cache_dir: Folder of these copies, on a disk of the node. By default in `$MMREP_CACHE` or ~/.cache/mmrep.
+        stage: Copy local shards to the cache too, for a slow shared file system.
+        ledger: Record which sample every pair of the run was. `mmrep data ledger RUN` proves the order from it.
     """
 
     train: list[SourceConfig] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which sets a model is evaluated on, and how."""
+"""Evaluation sets, and options of evaluation."""
 
 import posixpath
 import re
@@ -44,31 +44,32 @@ class SetConfig:
     """One evaluation set.
 
     Attributes:
-        path: the set's folder in CLIP_benchmark's layout, local or an address that fsspec opens (`https://`, `s3://`,
-            `hf://datasets/USER/NAME`); or, by `format`, a local folder of images or annotation file; or
-            `scenes:classes`, `scenes:captions`.
-        name: name in the results; None: the folder's, or the file's.
-        task: one or several of `zeroshot`, `retrieval`, `linear_probe`, `knn`, `instance`, `pairs`, `corruption`,
-            `occlusion`, `finetune`, `rerank`; `auto`: `zeroshot` for classes, `retrieval` for captions.
-        split: folder of the shards; of `karpathy`, the split in the file; of `folder`, a folder of class folders within
-            `path`, `.` for `path` itself. The other formats have none.
-        format: `webdataset` (CLIP_benchmark's layout), `folder` (a folder for each class), `imagenet-val` (flat),
-            `coco`, `karpathy`, `csv`.
-        images: folder that the names in the annotation file start in.
-        labels: of `imagenet-val`, the file of labels: lines `NAME LABEL` or `NAME WNID`, a wnid a line, or the devkit's
-            ground truth.
-        devkit_meta: the devkit's meta.mat, which says what the numbers of its ground truth mean.
-        classnames: a file with a name a line (of `folder`, in the order of the folders, or `FOLDER<tab>NAME`), or
-            `imagenet` for open_clip's; None: those of the set.
-        templates: a file of templates with `{c}`, or `imagenet` for OpenAI's 80; None: those of the set, where it has
-            none OpenAI's with ImageNet's names, and `a photo of a {c}.` with others.
-        captions_per_image: so many at most, the first ones (COCO's usual protocol takes 5; CLIP_benchmark takes all);
-            None: all.
-        image_column: of `csv`, the column of paths.
-        caption_column: of `csv`, the column of captions; rows with one path are the captions of one image.
-        separator: of `csv`: one character, `tab` or `comma`; None: a tab if the header has one, else a comma.
-        train_split: what probes and fine-tuning are fitted on.
-        ground_truth: of `instance`, the file that says which images show the same.
+        path: Folder of the set in CLIP_benchmark's layout, local or an address that fsspec opens (`https://`,
+            `s3://`, `hf://datasets/USER/NAME`). With another `format` it is a local folder of images or an
+            annotation file. `scenes:classes` and `scenes:captions` are the synthetic set.
+        name: Name in the results. By default that of the folder or file.
+        task: One or several of zeroshot, retrieval, linear_probe, knn, instance, pairs, corruption, occlusion,
+            finetune, rerank. auto means zeroshot for classes and retrieval for captions.
+        split: Folder of the split's shards; of karpathy, the split in the file; of folder, the folder of class
+            folders within `path`, or `.` for `path` itself. The other formats have no splits.
+        format: Format of the set: webdataset (CLIP_benchmark's layout), folder (a folder for each class),
+            imagenet-val (flat), coco, karpathy, csv.
+        images: Folder that the image names in the annotation file start in.
+        labels: File of labels of an imagenet-val set: lines `NAME LABEL` or `NAME WNID`, one wnid a line, or the
+            devkit's ground truth.
+        devkit_meta: The devkit's meta.mat, which tells what the numbers of its ground truth mean.
+        classnames: File with one class name a line (of folder, in the order of the folders, or `FOLDER<tab>NAME`),
+            or imagenet for open_clip's names. By default the set's own names.
+        templates: File of templates with `{c}`, or imagenet for OpenAI's 80. By default the set's own; without any,
+            OpenAI's for ImageNet's names and `a photo of a {c}.` for others.
+        captions_per_image: Number of captions of an image to use, from the first (COCO's usual protocol takes 5).
+            By default all, as in CLIP_benchmark.
+        image_column: Column of image paths in a csv set.
+        caption_column: Column of captions in a csv set. Rows with the same path are the captions of one image.
+        separator: Separator of a csv set: one character, tab or comma. By default a tab if the header has one, else
+            a comma.
+        train_split: Split that probes and fine-tuning are trained on.
+        ground_truth: File of an instance set that tells which images show the same object.
     """
 
     path: str
@@ -90,7 +91,7 @@ class SetConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "a set needs a path")
-        # It would be written to config.yaml and results.
+        # The address is written to config.yaml and results, and a password with it.
         require(
             re.search(r"://[^/@]*:[^/@]*@", self.path) is None,
             "a set's path: a password in an address; the protocol's own settings take it",
@@ -109,13 +110,13 @@ class SetConfig:
         for name in ("split", "train_split"):
             value = getattr(self, name)
             require(bool(value), f"set {self.path}: {name}: expected a name, or . for the folder itself")
-            # Two spellings of one split would pass for two.
+            # Two spellings of one split must not count as two splits.
             object.__setattr__(self, name, posixpath.normpath(value))
         at_least(f"set {self.path}: captions_per_image", self.captions_per_image, 1)
         self._check_fields()
 
     def _check_fields(self) -> None:
-        """Raises ConfigError for a field that the format needs, or that it would not read."""
+        """Raise ConfigError for a field that the format needs and lacks, or that it would not read."""
         for name, readers in _READ_BY.items():
             if name == "images" and "pairs" in self.tasks:
                 continue
@@ -136,7 +137,7 @@ class SetConfig:
 
     @property
     def result_name(self) -> str:
-        """What the set is called in results: its name, else that of the folder or the annotation file."""
+        """The set's name in results: its own, else that of the folder or the annotation file."""
         if self.name:
             return self.name
         if "://" in self.path:
@@ -146,33 +147,33 @@ class SetConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What is asked, one by one."""
+        """The tasks, one by one."""
         return (self.task,) if isinstance(self.task, str) else tuple(self.task)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation sets and speed.
+    """Evaluation sets, speed, and options of tasks.
 
     Attributes:
-        sets: the sets; in training they are evaluated once, at the end.
-        batch_size: images in one forward pass.
-        text_batch_size: texts in one forward pass.
-        workers: processes that read and decode; None as in training.
-        cache: keep embeddings in the cache folder and take them from there.
-        probe: of the task `linear_probe`.
-        knn: of the task `knn`.
-        instance: of the tasks `instance` and `rerank`.
-        corruption: of the task `corruption`.
-        occlusion: of the task `occlusion`.
-        finetune: of the task `finetune`.
+        sets: The sets. In training they are evaluated once, at the end.
+        batch_size: Images in one forward pass.
+        text_batch_size: Texts in one forward pass.
+        workers: Processes that read and decode images. By default as many as in training.
+        cache: Keep embeddings in the cache folder, and take them from there.
+        probe: Options of the task linear_probe.
+        knn: Options of the task knn.
+        instance: Options of the tasks instance and rerank.
+        corruption: Options of the task corruption.
+        occlusion: Options of the task occlusion.
+        finetune: Options of the task finetune.
     """
 
     sets: list[SetConfig] = field(default_factory=list)
     batch_size: int = 128
     text_batch_size: int = 256
     workers: int | None = None
-    cache: bool = False
+    cache: bool = True
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)

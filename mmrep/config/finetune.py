@@ -1,25 +1,27 @@
-"""Fine-tuning on a small labelled set."""
+"""The config of fine-tuning on a labelled set."""
 
 from dataclasses import dataclass
 
 from mmrep.config.checks import above, at_least, require, within
+from mmrep.config.training import check_length
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """The image tower and a linear classifier trained on a labelled set (transfer, as in MMCAP, table 11).
+    """Fine-tuning of the image tower with a linear classifier on a labelled set (transfer, as in MMCAP, table 11).
 
     Attributes:
-        epochs: over the training split.
-        batch_size: images in a step.
-        lrs: learning rates of the tower that are tried; the best by validation is kept.
-        classifier_lr: of the classifier, which starts at zero.
-        weight_decay: of AdamW.
-        warmup: share of the steps in which rates rise from zero; they fall to zero in a half cosine.
-        min_scale: least share of an image's area that a random crop keeps.
-        flip: whether half of the images are mirrored.
-        validation: share of the training split that the rate is chosen on.
-        seed: of the validation part, order and crops.
+        epochs: Epochs over the training split.
+        batch_size: Images in one step.
+        lrs: Learning rates of the tower to try. The best on the validation part is kept.
+        classifier_lr: Learning rate of the classifier, which starts at zero.
+        weight_decay: Weight decay of AdamW.
+        warmup: Length of the linear warm-up, in steps or, below 1, as a share of all steps. Afterwards rates fall
+            to zero in a half cosine.
+        min_scale: Smallest share of an image's area that a random crop keeps.
+        flip: Mirror half of the images.
+        validation: Share of the training split that the learning rate is chosen on.
+        seed: Seed of the validation part, the order and the crops.
     """
 
     epochs: int = 10
@@ -41,7 +43,7 @@ class FinetuneConfig:
             above("finetune.lrs", lr, 0)
         above("finetune.classifier_lr", self.classifier_lr, 0)
         at_least("finetune.weight_decay", self.weight_decay, 0)
-        within("finetune.warmup", self.warmup, 0, 1)
+        check_length("finetune.warmup", self.warmup)
         within("finetune.min_scale", self.min_scale, 0.01, 1)
         within("finetune.validation", self.validation, 0.01, 0.9)
         within("finetune.seed", self.seed, 0, 2**64 - 1)

@@ -1,4 +1,4 @@
-"""Instance retrieval: scales and reranking."""
+"""The config of instance retrieval: scales and reranking."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from mmrep.config.checks import above, at_least, require
 
 @dataclass(frozen=True)
 class InstanceConfig:
-    """Image-to-image retrieval.
+    """Image-to-image retrieval of instances.
 
     Attributes:
-        scales: of the image side; descriptors of several are merged by their maximum (SuperGlobal).
-        rerank: reorder the first results (SuperGlobal).
-        rerank_top: M, how many of them.
-        neighbours: K of the refinement.
-        beta: β, weight of a neighbour.
+        scales: Scales of the image side. Descriptors of several scales are merged by their maximum (SuperGlobal).
+        rerank: Reorder the first results (SuperGlobal).
+        rerank_top: Number M of results to reorder.
+        neighbours: Number K of neighbours that refine a descriptor.
+        beta: Weight β of a neighbour.
     """
 
     scales: tuple[float, ...] = (1.0,)

@@ -1,4 +1,4 @@
-"""The loss: contrastive, and the distillation of heads with auxiliary embeddings."""
+"""The config of the loss."""
 
 import typing
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ Duplicates = Literal["auto", "mask", "positive", "negative"]
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The contrastive loss, and for heads with a mean token (`mcap`, `mmcap` with `distill`) the token distillation:
+    """The contrastive loss and, for heads with a mean token (mcap, mmcap), token distillation:
     (1 − λ)·contrastive + λτ²·KL(teacher ‖ student).
 
     Attributes:
-        kind: `infonce` (CLIP) or `sigmoid` (SigLIP).
-        duplicates: pairs of one group off the diagonal: left out (`mask`), matches (`positive`), or not (`negative`);
-            `auto` masks them where captions come from `cls` and takes them as negatives elsewhere.
-        max_logit_scale: the temperature factor is clamped to this after every step.
-        distill_weight: λ, used only by heads with a mean token.
-        distill_temperature: τ, used only by heads with a mean token.
-        detach_teacher: whether the mean token learns from the others without their learning from it; used only by
-            heads with a mean token.
+        kind: The contrastive loss: infonce (CLIP) or sigmoid (SigLIP).
+        duplicates: Treatment of pairs off the diagonal that share a caption or class: mask leaves them out,
+            positive counts them as matches, negative does not. auto masks them where captions come from classes,
+            and takes them as negatives elsewhere.
+        max_logit_scale: Largest temperature factor. It is clamped after every step.
+        distill_weight: Weight λ of the token distillation, for heads with a mean token.
+        distill_temperature: Temperature τ of the token distillation, for heads with a mean token.
+        detach_teacher: Whether gradients of the distillation reach the mean token only, and not the tokens that
+            teach it.
     """
 
     kind: Kind = "infonce"

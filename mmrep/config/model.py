@@ -1,4 +1,4 @@
-"""What a dual encoder is made of: trunk, pooling, text tower, embedding width."""
+"""The config of a dual encoder: trunk, pooling, text tower, embedding width."""
 
 import typing
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ TRUNK_ARGS = frozenset(
         *("depth_token_only", "mlp_ratio_token_only", "local_up_to_layer", "locality_strength", "use_pos_embed"),
     }
 )
-"""Arguments of timm's models that `model.image.args` may give: sizes, depths and flags.
+"""Arguments of timm's models that `model.image.args` may contain: sizes, depths and flags.
 
-timm takes others that open files, reach the network or run code (`checkpoint_path` unpickles). Configs come with models
-from strangers, so this is a list of what is allowed, not of what is forbidden.
+timm has other arguments that open files, reach the network or run code (`checkpoint_path` unpickles). Configs come with
+models from strangers, so this lists what is allowed, not what is forbidden.
 """
 
 MAX_DEPTH, MAX_SIZE, MAX_PARAMETERS = 1000, 100_000, 2e10
-"""Bounds of a config's numbers, so that a mistyped or hostile one is refused before memory is asked for."""
+"""Bounds of a config's numbers. A mistyped or hostile one is refused before memory is allocated."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,21 @@ class ImageConfig:
     """The image tower.
 
     Attributes:
-        trunk: a timm model name; None takes the one of the named model.
-        args: arguments of the timm model (img_size, patch_size, embed_dim, depth, num_heads, ...), see `TRUNK_ARGS`.
-        norm: final LayerNorm `before` pooling (on the tokens) or `after` it (on the embedding).
-        projection: whether a linear layer maps the pooled embedding to `embed_dim`; without it the head's width is
-            the embedding's.
-        projection_bias: whether that layer has a bias.
-        pretrained: whether timm loads its pretrained weights into the trunk.
-        patch_dropout: share of the patches left out in training.
-        mean: per-channel mean subtracted from images in [0, 1].
-        std: per-channel standard deviation that images are divided by.
-        resize_mode: how a whole picture is brought to the model's size: `shortest` side, then the centre; `longest`
-            side, then black borders; `squash` to it, whatever the shape. Random crops of training do not use it.
-        interpolation: `bicubic` or `bilinear`, where a whole picture is resized.
-
-    `mean`, `std`, `resize_mode` and `interpolation` belong to the model. None takes the values of `model.weights`, else
-    of the pretrained trunk, else CLIP's (`shortest`, `bicubic`).
+        trunk: A timm model name. By default the one of model.name.
+        args: Arguments of the timm model (img_size, patch_size, embed_dim, depth, num_heads, ...).
+        norm: Place of the final LayerNorm: before pooling (on the tokens) or after it (on the embedding).
+        projection: Map the pooled embedding to embed_dim by a linear layer. Without it, the head's width is the
+            embedding's.
+        projection_bias: Give that layer a bias.
+        pretrained: Load timm's pretrained weights into the trunk.
+        patch_dropout: Share of the patches to leave out in training.
+        mean: Mean of each channel, subtracted from images in [0, 1]. It belongs to the model: by default that of
+            model.weights, else of the pretrained trunk, else CLIP's.
+        std: Standard deviation of each channel, which images are divided by. Its default is found as that of mean.
+        resize_mode: How a whole picture is brought to the model's size: shortest side, then the centre; longest
+            side, then black borders; squash ignores its shape. Its default is found as that of mean, else shortest.
+        interpolation: Interpolation where a whole picture is resized: bicubic or bilinear. Its default is found as
+            that of mean, else bicubic.
     """
 
     trunk: str | None = None
@@ -88,7 +87,7 @@ class ImageConfig:
 
 
 def _check_trunk_args(args: dict[str, Any]) -> None:
-    """Refuse arguments of a trunk that are not in TRUNK_ARGS, no plain values, or absurd."""
+    """Raise ConfigError for arguments of a trunk that are not in TRUNK_ARGS, no plain values, or out of bounds."""
     require(isinstance(args, dict), f"model.image.args: expected keys and values, got {quoted(args)}")
     for name, value in args.items():
         where = f"model.image.args.{str(name)[:80]}"
@@ -125,15 +124,15 @@ def _check_parameters(where: str, count: float) -> None:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower (open_clip's transformer); None takes the value of the named model.
+    """The text tower, open_clip's transformer. What is left out is taken from model.name.
 
     Attributes:
-        context_length: longest text in tokens, start and end included.
-        vocab_size: entries of the token embedding; at least as many as the tokenizer has.
-        width: token width.
-        heads: attention heads.
-        layers: transformer blocks.
-        args: further fields of open_clip's text config (pool_type, no_causal_mask, ...).
+        context_length: Longest text in tokens, start and end included.
+        vocab_size: Entries of the token embedding, at least as many as the tokenizer has.
+        width: Token width.
+        heads: Attention heads.
+        layers: Transformer blocks.
+        args: Further fields of open_clip's text config (pool_type, no_causal_mask, ...).
     """
 
     context_length: int | None = None
@@ -165,25 +164,27 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A dual encoder.
+    """The dual encoder.
 
     Attributes:
-        name: an open_clip model name that fills what is left out below; None builds from `image` and `text` alone.
-        pool: the pooling head: `avg`, or `{name: ggem, args: {groups: 12}}`.
-        pool_init: `fresh`, or `preserve`: the model equals at first the one that `weights` holds, whatever its head.
-        pool_base: under `preserve`, the head that `weights` were trained with; None takes it from there.
-        embed_dim: width of the shared embedding; None takes the named model's.
-        image: the image tower.
-        text: the text tower.
-        logit_scale: initial temperature factor (exp of the parameter); None: 1/0.07 for infonce, 10 for sigmoid.
-        logit_bias: initial bias of the sigmoid loss.
-        weights: where to start from: a run or its final/, or open_clip weights (a local file or folder); None starts
-            from scratch.
-        allow_pickle: allow `weights` to be a `.pt`/`.bin` file, read with weights_only=True.
+        name: An open_clip model name. It fills what is left out below.
+        pool: The pooling head: avg, or {name: ggem, args: {groups: 12}}. `mmrep pools` lists all.
+        pool_init: Initial values of the head. fresh draws them; preserve makes the model initially equal to the one
+            that `weights` holds, whatever its head.
+        pool_base: The head that `weights` were trained with, for preserve. By default it is taken from there.
+        embed_dim: Width of the shared embedding. By default that of model.name.
+        image: The image tower.
+        text: The text tower.
+        logit_scale: Initial temperature factor (exp of the parameter). By default 1/0.07 for infonce and 10 for
+            sigmoid.
+        logit_bias: Initial bias of the sigmoid loss.
+        weights: Weights to start from: a run or its final/, or open_clip weights (a local file or folder). By
+            default training starts from scratch.
+        allow_pickle: Allow `weights` to be a .pt or .bin file, read with weights_only=True.
     """
 
     name: str | None = None
-    pool: str | dict[str, Any] = "cls"
+    pool: str | dict[str, Any] = "avg"
     pool_init: PoolInit = "fresh"
     pool_base: str | dict[str, Any] | None = None
     embed_dim: int | None = None
@@ -209,10 +210,10 @@ class ModelConfig:
             require(self.pool_base is None, "model.pool_base: used under model.pool_init: preserve only")
         if self.image.trunk is not None:
             missing = list(self._missing())
-            require(not missing, f"{', '.join(missing)}: needed beside model.image.trunk")
+            require(not missing, f"{', '.join(missing)}: needed together with model.image.trunk")
 
     def _missing(self) -> Iterator[str]:
-        """Yield what a model without a name has to give."""
+        """Yield the fields that a model without a name needs and lacks."""
         for name in ("width", "heads", "layers"):
             if getattr(self.text, name) is None:
                 yield f"model.text.{name}"
@@ -221,10 +222,10 @@ class ModelConfig:
 
     @property
     def pooling(self) -> PoolConfig:
-        """The pooling head, in its long form."""
+        """The pooling head as a config."""
         return PoolConfig.parse(self.pool, "model.pool")
 
     @property
     def base(self) -> PoolConfig | None:
-        """The head that is preserved, in its long form."""
+        """The head that is preserved, as a config."""
         return None if self.pool_base is None else PoolConfig.parse(self.pool_base, "model.pool_base")

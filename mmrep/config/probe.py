@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbours on frozen image embeddings."""
+"""The configs of linear probe and nearest neighbours on frozen image embeddings."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from mmrep.config.checks import above, at_least, require, within
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """A logistic regression on frozen embeddings, its L2 penalty chosen on a part of the training split.
+    """A logistic regression on frozen embeddings. Its L2 penalty is chosen on a part of the training split.
 
     Attributes:
-        validation: share of the training split that the penalty is chosen on.
-        penalties: the L2 penalties tried, λ of mean loss + λ/2 · ‖W‖²; with n images and embeddings of unit length,
-            λ = 1/(C n) in scikit-learn's terms. One alone is taken as it is, and nothing is held out.
-        seed: of that part's draw, from 0 to 2^64 - 1.
+        validation: Share of the training split that the penalty is chosen on.
+        penalties: L2 penalties λ to try, in mean loss + λ/2 · ‖W‖². With n images and embeddings of unit length, λ
+            = 1/(C n) in scikit-learn's terms. A single one is used as it is, and nothing is held out.
+        seed: Seed of the validation part, from 0 to 2^64 - 1.
     """
 
     validation: float = 0.2
@@ -30,11 +30,11 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """Nearest neighbours by cosine similarity, votes weighted by exp(similarity / temperature).
+    """Nearest neighbours by cosine similarity. Votes are weighted by exp(similarity / temperature).
 
     Attributes:
-        k: numbers of neighbours, each reported.
-        temperature: of the weights.
+        k: Numbers of neighbours. Each is reported.
+        temperature: Temperature of the votes' weights.
     """
 
     k: tuple[int, ...] = (1, 10, 20)

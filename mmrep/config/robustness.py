@@ -1,4 +1,4 @@
-"""Corrupted and occluded images."""
+"""The configs of evaluation on corrupted and occluded images."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ CORRUPTIONS = (
     *("snow", "fog", "brightness", "contrast"),
     *("elastic_transform", "pixelate", "jpeg_compression"),
 )
-"""ImageNet-C's, but for frost, which needs its authors' photographs. The place of a name keys its random draws."""
+"""ImageNet-C's corruptions without frost, which needs its authors' photographs. Positions are keys of random draws."""
 
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """Which corruptions, how strong.
+    """Corruptions and their severities.
 
     Attributes:
-        kinds: names; empty: all.
-        severities: of 1 to 5.
-        seed: of what is random.
+        kinds: Names of the corruptions. By default all.
+        severities: Severities from 1 to 5.
+        seed: Seed of all random draws.
     """
 
     kinds: tuple[str, ...] = ()
@@ -40,11 +40,11 @@ class CorruptionConfig:
 
 @dataclass(frozen=True)
 class OcclusionConfig:
-    """How much of the image is covered.
+    """Occlusion of random patches.
 
     Attributes:
-        shares: of the patches, each reported.
-        seed: of which.
+        shares: Shares of the patches to cover. Each is reported.
+        seed: Seed of the choice of patches.
     """
 
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)

@@ -1,4 +1,4 @@
-"""A paired comparison: which poolings, which seeds, against which baseline."""
+"""The config of a study, a paired comparison of poolings."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,15 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:
-    """What a study looks at inside its trained models, on images of its first set with captions or one class an image.
+    """Measurements inside the trained models, on images of the first set with captions or one class an image.
 
     Attributes:
-        images: images whose activations are measured; 0: no diagnostics at all.
-        accuracy_images: images classified (or searched) again at other sizes and without their salient part.
-        pictures: images whose patch weights are drawn.
-        sizes: image sizes in pixels; None: 3/4, 1, 5/4 and 3/2 of the size trained at, in whole patches; []: none.
+        images: Images whose activations are measured; 0 leaves all diagnostics out.
+        accuracy_images: Images that are classified (or searched) again at other sizes and without their salient
+            part.
+        pictures: Images whose patch weights are drawn.
+        sizes: Image sizes in pixels. By default 3/4, 1, 5/4 and 3/2 of the training size, in whole patches; []
+            measures none.
     """
 
     images: int = 256
@@ -35,16 +37,17 @@ class DiagnosticsConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study.
+    """Poolings, seeds, baseline and primary metric of a study.
 
     Attributes:
-        pools: the heads compared, each as in `model.pool`.
-        seeds: one training run of every head a seed; differences are paired by seed.
-        baseline: label of the head the others are compared to; None: `avg` where it takes part, else the first.
-        primary: the metric that verdicts are about, as SET/METRIC; None: the first set's main metric. All others are
-            exploratory. Choose it before the first run.
-        confidence: level of the intervals.
-        diagnostics: what is looked at inside the models.
+        pools: The heads to compare, each as in model.pool.
+        seeds: Seeds. Every head is trained once with each, and differences are paired by seed.
+        baseline: Label of the head that the others are compared to. By default avg if it takes part, else the
+            first.
+        primary: The metric that verdicts are about, as SET/METRIC. By default the first set's main metric. All
+            others are exploratory. Choose it before the first run.
+        confidence: Level of the confidence intervals.
+        diagnostics: Measurements inside the trained models.
     """
 
     pools: list[str | dict[str, Any]] = field(default_factory=lambda: ["cls", "avg", "ggem"])
@@ -73,7 +76,7 @@ class StudyConfig:
 
     @property
     def poolings(self) -> list[PoolConfig]:
-        """The heads, in their long form."""
+        """The heads as configs."""
         return [PoolConfig.parse(pool, f"study.pools[{i}]") for i, pool in enumerate(self.pools)]
 
     @property

@@ -1,4 +1,4 @@
-"""The whole config of a verb, made of the rooms' parts."""
+"""The configs of `mmrep train` and `mmrep compare`."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,32 +10,35 @@ from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.loss import LossConfig
 from mmrep.config.model import ModelConfig
 from mmrep.config.study import LARGEST_SEED, StudyConfig
-from mmrep.config.training import OptimConfig, TrainingConfig
+from mmrep.config.training import OptimConfig, TrainingConfig, in_steps
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """Train a CLIP-style image-text model, evaluate it, and write it to a run folder.
 
     Attributes:
-        output_dir: where the run is written.
-        seed: of order, draws and initial values.
-        resume: `none`, `auto` (the newest checkpoint of output_dir that is whole, if there is one), or a
-            checkpoint's folder.
-        resume_changes: `refuse` to resume with another model, loss, optimiser or number of steps than the checkpoint's,
-            or `allow` it.
-        model: the dual encoder.
-        data: the training pairs.
-        loss: the loss.
-        optim: optimiser and schedule.
-        training: steps, batch, precision, checkpoints.
-        evaluation: sets evaluated at the end.
+        output_dir: Folder of the run. By default runs/NAME for train and studies/NAME for compare, where NAME is that
+            of the config file.
+        seed: Seed of data order, augmentation and initial values.
+        resume: Where to go on: none, auto (the newest whole checkpoint in output_dir, if there is one), or the folder
+            of a checkpoint.
+        resume_changes: Whether resuming with another model, loss, optimiser or number of steps is an error (refuse) or
+            allowed.
+        plugins: Modules that register pooling heads of your own.
+        model: The dual encoder.
+        data: The training pairs.
+        loss: The contrastive loss.
+        optim: Optimiser and schedule.
+        training: Steps, batch size, precision, checkpoints.
+        evaluation: Sets to evaluate on at the end.
     """
 
     output_dir: str = "runs/run"
     seed: int = 0
     resume: str = "none"
     resume_changes: Literal["refuse", "allow"] = "refuse"
+    plugins: list[str] = field(default_factory=list)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -58,7 +61,8 @@ class TrainConfig:
         require(
             len(self.data.train) > 0, "data.train: expected at least one source, as in [{shards: train/{0..9}.tar}]"
         )
-        spent = self.optim.warmup + (self.optim.cooldown if self.optim.schedule == "cooldown" else 0)
+        lengths = [self.optim.warmup, *([self.optim.cooldown] if self.optim.schedule == "cooldown" else [])]
+        spent = sum(in_steps(length, self.training.steps) for length in lengths)
         require(
             spent <= self.training.steps,
             f"optim.warmup + optim.cooldown: expected at most training.steps = {self.training.steps}, got {spent}; "
@@ -66,16 +70,17 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, for config.yaml and digests."""
+        """Return the config as plain dicts and lists, for config.yaml and digests."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
-    """A study: `study` says which poolings and seeds; the rest is the recipe they share.
+    """Train and evaluate every pooling of a study with every seed, compare them, and write a report. All options but
+    `study` are the recipe that the runs share.
 
     Attributes:
-        study: poolings, seeds, baseline.
+        study: Poolings, seeds, baseline.
     """
 
     study: StudyConfig = field(default_factory=StudyConfig)
@@ -90,11 +95,11 @@ class CompareConfig(TrainConfig):
             )
 
 
-def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two configs in plain form differ: dotted key → (value in `a`, value in `b`)."""
+def changed_fields(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return where two plain configs differ, as dotted key → (value in `a`, value in `b`)."""
     if isinstance(a, dict) and isinstance(b, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*a, *(key for key in b if key not in a)]:
-            found |= differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+            found |= changed_fields(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
         return found
     return {} if a == b else {prefix: (a, b)}

@@ -1,19 +1,91 @@
-"""Downloads the shards of the next steps while training works on the present ones."""
+"""Download the shards of the next steps while training works on the present ones."""
 
 import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
 
+from mmrep.config.checks import MmrepError
 from mmrep.data.loader import Steps
-from mmrep.data.remote import Prefetcher, Wanted
+from mmrep.data.remote import ShardCache
+from mmrep.data.remote.download import shown
 from mmrep.data.shards import RemoteShard
 
 LOG = logging.getLogger("mmrep")
 _THREADS = 8
 
+Request = tuple[str, int | None, int]
+"""Address, size in bytes and version of a shard; None and 0 where they are unknown."""
+
+
+class Prefetcher:
+    """Background downloads of shards, in the order of the requests.
+
+    A failure is logged once for each address and not tried again here: `ShardCache.open` will try again, and raise.
+    The requested shards should fit into the cache together, or the last ones evict the first.
+
+    Args:
+        cache: where the copies go.
+        threads: number of downloads at a time.
+
+    Attributes:
+        errors: the error of each address that failed.
+    """
+
+    def __init__(self, cache: ShardCache, threads: int = 4) -> None:
+        self.errors: dict[str, str] = {}
+        self._cache = cache
+        self._changed = threading.Condition()
+        self._queue: deque[Request] = deque()
+        self._running: set[str] = set()
+        self._closed = False
+        # Daemons, so that a stalled download does not keep the program from ending.
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+
+    def fetch(self, requests: Sequence[Request]) -> None:
+        """Replace the shards to download next. Downloads under way go on."""
+        with self._changed:
+            self._queue = deque(requests)
+            self._changed.notify_all()
+            # Started late, since loader processes should be forked from a process without threads.
+            while self._threads and not self._closed:
+                self._threads.pop().start()
+
+    def close(self) -> None:
+        """Start no more downloads. Those under way end by themselves, or with the process."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def _next(self) -> Request | None:
+        with self._changed:
+            while not self._closed:
+                while self._queue:
+                    one = self._queue.popleft()
+                    if one[0] not in self._running and one[0] not in self.errors:
+                        self._running.add(one[0])
+                        return one
+                self._changed.wait()
+        return None
+
+    def _work(self) -> None:
+        while (one := self._next()) is not None:
+            try:
+                self._cache.prefetch(*one)
+            except Exception as error:
+                self.errors[one[0]] = str(error)
+                kind = "" if isinstance(error, MmrepError) else f"{shown(one[0])}: {type(error).__name__}: "
+                LOG.warning("download ahead failed: %s%s", kind, error)
+            finally:
+                with self._changed:
+                    self._running.discard(one[0])
+
 
 class Ahead:
-    """Keeps the shards of the present block of every source and of the next one on their way into the cache.
+    """Background downloads of the shards of every source's present and next block.
 
-    One process of each host needs it. What does not fit into the cache together is not asked for ahead.
+    One process of each host needs it. Shards that do not fit into the cache together are not downloaded ahead.
 
     Args:
         steps: the batches.
@@ -27,21 +99,21 @@ class Ahead:
             self._check_room()
 
     def advance(self, step: int) -> None:
-        """Training is at this step."""
+        """Tell that training is at this step."""
         if self._prefetcher is None:
             return
         present, following = self._shards(step)
         if present + following != self._last:
             self._last = present + following
-            self._prefetcher.want(self._wanted(self._last))
+            self._prefetcher.fetch(self._requests(self._last))
 
     def close(self) -> None:
-        """Asks for nothing more."""
+        """Download nothing more."""
         if self._prefetcher:
             self._prefetcher.close()
 
     def _shards(self, step: int) -> tuple[list[int], list[int]]:
-        """The shards of the block that every source is in, and those of the blocks that follow: in the order of use."""
+        """Return the shards of every source's present block, and those of its next block, in the order of use."""
         order, starts = self._steps.order, self._steps.sources.shard_starts
         slot = step * self._steps.plan.global_batch
         present: list[int] = []
@@ -51,11 +123,11 @@ class Ahead:
             following += (begin + both[len(now) :]).tolist()
         return present, following
 
-    def _wanted(self, shards: list[int]) -> list[Wanted]:
-        """Those of the shards that are read through the cache, as far as they fit into it together."""
+    def _requests(self, shards: list[int]) -> list[Request]:
+        """Return the shards that are read through the cache, as far as they fit into it together."""
         sources = self._steps.sources
         room = sources.cache_bytes
-        wanted: list[Wanted] = []
+        requests: list[Request] = []
         for shard in dict.fromkeys(shards):
             place = sources.shard(shard)
             if not isinstance(place, RemoteShard):
@@ -63,8 +135,8 @@ class Ahead:
             room -= int(sources.catalog.sizes[shard])
             if room < 0:
                 break
-            wanted.append((place.address, place.size, place.checksum, place.version))
-        return wanted
+            requests.append((place.address, place.size, place.version))
+        return requests
 
     def _check_room(self) -> None:
         sources = self._steps.sources

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import SourceConfig
 from mmrep.data.draws import below
+from mmrep.data.files import is_blank
 from mmrep.data.paths import find_beside, read_lines
 from mmrep.data.shards import ShardIndex, read_member
-from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 
 _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
@@ -27,7 +27,7 @@ class Caption(NamedTuple):
     Attributes:
         text: the caption.
         choice: which of the sample's captions (or templates) it is.
-        group: equal for samples that match each other's texts too.
+        group: a number that samples share if they match each other's texts too.
     """
 
     text: str
@@ -36,16 +36,16 @@ class Caption(NamedTuple):
 
 
 def group_id(text: str) -> int:
-    """A non-negative 63-bit number that equal texts share."""
+    """Return a non-negative 63-bit number that equal texts share."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
-    """All captions of a sample; lines that show nothing are none.
+    """Return all captions of a sample. Lines without a visible character are left out.
 
     Args:
-        index: its shard.
-        sample: its position there.
+        index: index of its shard.
+        sample: its position in the shard.
         kind: `txt` or `json:KEY`.
 
     Raises:
@@ -55,11 +55,7 @@ def text_lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
 
 
 def kept_lines(index: ShardIndex, sample: int, kind: str) -> tuple[list[str], int]:
-    """Return the captions of a sample, and how many lines or texts are left out since they show nothing.
-
-    Raises:
-        DataError: see `text_lines`.
-    """
+    """Return the captions of a sample, and how many lines were left out; see `text_lines`."""
     lines = _lines(index, sample, kind)
     kept = [line.strip() for line in lines if not is_blank(line)]
     if not kept:
@@ -74,13 +70,12 @@ def _lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
     try:
         text = data.decode("utf-8")
         if extension == "txt":
-            lines = text.splitlines()
-        else:
-            value = json.loads(text)[field]
-            lines = [value] if isinstance(value, str) else value
-            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-                raise TypeError(f"expected a text or a list of texts, got {str(value)[:40]}")
-            "".join(lines).encode()  # JSON can spell lone surrogates, which are no text
+            return text.splitlines()
+        value = json.loads(text)[field]
+        lines = [value] if isinstance(value, str) else value
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise TypeError(f"expected a text or a list of texts, got {str(value)[:40]}")
+        "".join(lines).encode()  # JSON can spell lone surrogates, which no text has
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -89,14 +84,14 @@ def _lines(index: ShardIndex, sample: int, kind: str) -> list[str]:
 
 
 def class_label(index: ShardIndex, sample: int, classes: int) -> int:
-    """The label of a sample.
+    """Return the label of a sample.
 
     Raises:
         DataError: no `cls` member, not an integer, not below `classes`.
     """
     data = read_member(index, sample, "cls")
     where = f"{index.sample(sample)}, member 'cls'"
-    # int() would take underscores, and digits of other scripts.
+    # int() would accept underscores, and digits of other scripts.
     if not _LABEL.fullmatch(data):
         raise DataError(f"{where}: expected an integer, got {data[:20]!r}")
     label = int(data)
@@ -106,17 +101,17 @@ def class_label(index: ShardIndex, sample: int, classes: int) -> int:
 
 
 class Captioner:
-    """Draws a caption for a sample of one source.
+    """Random captions for the samples of one source.
 
     Args:
-        source: the source's config.
-        shard: path or address of one of its shards; class names and templates are looked for beside it.
+        source: config of the source.
+        shard: path or address of one of its shards. Class names and templates are looked for beside it.
         where: the config field, for messages.
 
     Attributes:
         kinds: kinds of caption.
-        kind: the one with the largest weight, which evaluation on held-out samples uses.
-        digest: of the kinds and their weights, the class names and the templates.
+        kind: the kind with the largest weight, which evaluation on held-out samples uses.
+        digest: digest of kinds, weights, class names and templates.
 
     Raises:
         ConfigError: class names or templates are missing or malformed.
@@ -126,8 +121,9 @@ class Captioner:
         shares = source.caption_shares()
         self.kinds = list(shares)
         self.kind = max(self.kinds, key=lambda kind: shares[kind])
-        # Of 2^64 values of a word, the share of the kinds up to each one.
+        # A word has 2^64 values; each bound is the share of the kinds up to one of them.
         self._bounds = [int(2**64 * bound) for bound in accumulate(shares.values())][:-1]
+        self._where = where
         self.classnames: list[str] = []
         self.templates: list[str] = []
         if "cls" in self.kinds:
@@ -151,11 +147,7 @@ class Captioner:
         return read_lines(place, where)
 
     def groups_of(self, index: ShardIndex, sample: int) -> set[int]:
-        """Return the groups that a sample may be drawn with.
-
-        Raises:
-            DataError: see `draw`.
-        """
+        """Return all groups that a sample may be drawn with; see `draw` for the errors."""
         groups: set[int] = set()
         for kind in self.kinds:
             if kind == "cls":
@@ -165,17 +157,34 @@ class Captioner:
         return groups
 
     def draw(self, index: ShardIndex, sample: int, bits: NDArray[np.uint64]) -> Caption:
-        """The caption that two 64-bit words pick for a sample: the first among captions, the second among kinds.
+        """Return the caption that two 64-bit words choose: the first among captions, the second among kinds.
 
         Raises:
             DataError: the sample has no caption of the kind that was drawn.
         """
         kind = self.kinds[bisect_right(self._bounds, int(bits[1]))]
-        if kind == "cls":
-            label = class_label(index, sample, len(self.classnames))
-            choice = int(below(bits[:1], len(self.templates))[0])
-            text = self.templates[choice].replace("{c}", self.classnames[label])
-            return Caption(text, choice, self.groups[label])
-        lines = text_lines(index, sample, kind)
+        try:
+            if kind == "cls":
+                label = class_label(index, sample, len(self.classnames))
+                choice = int(below(bits[:1], len(self.templates))[0])
+                text = self.templates[choice].replace("{c}", self.classnames[label])
+                return Caption(text, choice, self.groups[label])
+            lines = text_lines(index, sample, kind)
+        except DataError as error:
+            if kind.partition(":")[0] in index.members:
+                raise
+            raise DataError(f"{error}; {self._other_kinds(index, sample)}") from error
         choice = int(below(bits[:1], len(lines))[0])
         return Caption(lines[choice], choice, group_id(lines[choice]))
+
+    def _other_kinds(self, index: ShardIndex, sample: int) -> str:
+        """Return what to do about a shard that has no captions of a kind at all."""
+        kinds: list[str] = [kind for kind in ("txt", "cls") if kind in index.members]
+        try:
+            record = json.loads(read_member(index, sample, "json"))
+            kinds += [f"json:{key}" for key, value in record.items() if value and isinstance(value, str)]
+        except (DataError, ValueError, AttributeError, RecursionError):
+            pass  # no json, or none with keys
+        if not kinds:
+            return "no member of it holds a caption; `mmrep data pack` writes shards with captions"
+        return f"choose another kind of caption: {' or '.join(f'{self._where}.caption: {kind}' for kind in kinds[:4])}"

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.arrays import read_arrays, read_file, write_arrays
+from mmrep.data.files import absolute, read_arrays, read_regular, regular_stat, write_arrays, write_cache
 from mmrep.data.img2dataset import check_against, stats_of
 from mmrep.data.indexing import load_index
-from mmrep.data.regular import regular_stat
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
-from mmrep.data.spelling import absolute
 from mmrep.data.tar import DataError
 
 CATALOG_VERSION = 2
@@ -29,7 +27,7 @@ _TABLES: dict[str, tuple[str, type | None]] = {
     "addresses": ("S", None), "samples": ("i", np.int64), "sizes": ("i", np.int64), "digests": ("S", None),
     "identities": ("u", np.uint64), "listed": ("i", np.int64),
 }  # fmt: skip
-"""Kind of each table, and its type where it has only one."""
+"""Kind of each table, and its dtype if there is only one."""
 _MOST_BYTES, _MOST_NAME, _MOST_SAMPLES = 256 << 20, 4096, 1 << 40
 
 Progress = Callable[[int, int], None]
@@ -38,15 +36,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """What is known of every shard before it is opened.
+    """A table of shards.
 
     Attributes:
         addresses: (shards,) paths or addresses, UTF-8.
-        samples: (shards,) samples.
+        samples: (shards,) number of samples.
         sizes: (shards,) bytes.
         digests: (shards,) hexadecimal digests of the shards' indexes.
         identities: (shards,) sums, modulo 2^64, of a hash of each sample's key and sizes.
-        listed: (shards,) rows of the list that img2dataset downloaded them from; 0 where it left no account.
+        listed: (shards,) rows of the list that img2dataset downloaded them from; 0 without img2dataset's statistics.
     """
 
     addresses: NDArray
@@ -60,16 +58,19 @@ class Catalog:
         return len(self.addresses)
 
     def address(self, shard: int) -> str:
-        """Path or address of a shard."""
+        """Return the path or address of a shard."""
         return self.addresses[shard].decode()
 
     def name(self, shard: int) -> str:
-        """A shard's file name."""
+        """Return the file name of a shard."""
         return self.address(shard).rpartition("/")[2]
 
 
 def key_hashes(keys: NDArray, start: int) -> NDArray[np.uint64]:
-    """A 64-bit hash of each key (FNV-1a from `start`, then mixed); frozen, since the validation split rests on it."""
+    """Return a 64-bit hash of each key: FNV-1a from `start`, then mixed.
+
+    The hash is frozen, because the validation split depends on it.
+    """
     state = np.full(len(keys), start, dtype=np.uint64)
     for column in keys.view(np.uint8).reshape(len(keys), keys.dtype.itemsize).T:
         # A key ends at its first zero byte, so that its hash does not depend on the longest key of the shard.
@@ -83,25 +84,25 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def identity(index: ShardIndex) -> int:
-    """The sum, modulo 2^64, of a hash of each sample's key and the sizes of its members.
+    """Return the sum, modulo 2^64, of a hash of each sample's key and the sizes of its members.
 
-    It does not depend on how samples are spread over shards, and differs between two downloads of one list of
-    addresses of which other images are gone or replaced.
+    It does not depend on how samples are spread over shards. It differs between two downloads of one list if other
+    images are missing or were replaced.
     """
     total = key_hashes(index.keys, 0)
     for extension, places in index.members.items():
         salt = int.from_bytes(hashlib.blake2b(extension.encode(), digest_size=8).digest(), "little")
         sizes = places[:, 1].astype(np.uint64) + np.uint64(1)
-        # A member that only other samples of the shard have must leave no trace.
+        # An extension that only other samples of the shard have must leave no trace.
         total = np.where(places[:, 0] < 0, total, _mixed(total ^ sizes * np.uint64(salt | 1)))
     return int(np.add.reduce(total, dtype=np.uint64))
 
 
 def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Catalog:
-    """The catalog of some shards: from the cache where none of them has changed, else from their indexes.
+    """Return the catalog of some shards: from the cache if none of them has changed, else from their indexes.
 
     Raises:
-        DataError: see `load_index`; fewer samples than img2dataset says it downloaded.
+        DataError: see `load_index`; a shard has another number of samples than img2dataset downloaded into it.
     """
     addresses = np.array([str(shard).encode() for shard in shards])
     state = hashlib.blake2b(addresses.tobytes() + str(Path.cwd()).encode(), digest_size=16)
@@ -127,28 +128,20 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
         np.array(identities, dtype=np.uint64),
         np.array(listed, dtype=np.int64),
     )
-    try:
-        write_arrays(_to_arrays(catalog) | {"stamps": stamps}, place)
-    except OSError as error:
-        raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
+    write_cache(_to_arrays(catalog) | {"stamps": stamps}, place)
     return catalog
 
 
 def _row(shard: Shard, size: int) -> tuple[int, int, bytes, int, int]:
-    """What a catalog says of a shard: samples, bytes, digest, identity, rows listed."""
+    """Return samples, bytes, digest, identity and listed rows of a shard."""
     if isinstance(shard, RemoteShard) and size >= 0:
         shard = replace(shard, size=size)
     index = load_index(shard)
-    return len(index), index.stamp[0], index.digest.encode(), identity(index), _listed(shard, len(index))
-
-
-def _listed(shard: Shard, samples: int) -> int:
-    """Rows that img2dataset tried for a local shard; raises DataError where it downloaded another number of samples."""
     stats = stats_of(shard) if isinstance(shard, Path) else None
-    if stats is None:
-        return 0
-    check_against(samples, stats)
-    return stats.rows
+    if stats is not None:
+        check_against(len(index), stats)
+    listed = 0 if stats is None else stats.rows
+    return len(index), index.stamp[0], index.digest.encode(), identity(index), listed
 
 
 def _stamp(shard: Shard) -> tuple[int, int]:
@@ -163,7 +156,7 @@ def _stamp(shard: Shard) -> tuple[int, int]:
 
 
 def write_catalog(catalog: Catalog, place: Path) -> None:
-    """Writes a catalog file; shards in or below its folder are noted relative to it, so that a set can be moved."""
+    """Write a catalog file. Shards in or below its folder are stored relative to it, so that a set can be moved."""
     folder = f"{absolute(str(place.parent))}/"
     addresses = [catalog.address(shard) for shard in range(len(catalog))]
     names = [name if is_remote(name) else absolute(name).removeprefix(folder) for name in addresses]
@@ -171,40 +164,34 @@ def write_catalog(catalog: Catalog, place: Path) -> None:
 
 
 def read_catalog(place: str) -> Catalog:
-    """A catalog file, local or remote.
+    """Read a catalog file, local or remote.
 
     Raises:
-        ConfigError: no catalog, a damaged one, or one of another version.
+        ConfigError: not a catalog, a damaged one, or one of another version.
     """
     if is_remote(place):
         data = read_remote(place)
     else:
         place = str(Path(place).expanduser())
         try:
-            data = read_file(Path(place), _MOST_BYTES)
+            data = read_regular(Path(place), _MOST_BYTES)
         except OSError as error:
             raise ConfigError(f"{place}: {error.strerror or error}") from error
-    arrays = read_arrays(data or b"")
-    again = f"`mmrep data index SHARDS --catalog {place}` writes one"
-    if arrays is None:
-        raise ConfigError(f"{place}: not a catalog, or damaged; {again}")
-    fault = _fault(arrays)
-    if fault:
-        raise ConfigError(f"{place}: {fault}; {again}")
+    arrays = read_arrays(data)
+    fault = "not a catalog, or damaged" if arrays is None else _fault(arrays)
+    if arrays is None or fault:
+        raise ConfigError(f"{place}: {fault}; `mmrep data index SHARDS --catalog {place}` writes one")
     folder = place.rpartition("/")[0]
     if folder:
         prefix = f"{folder}/".encode()
-        whole = [name if _stands_alone(name) else prefix + name for name in arrays["addresses"].tolist()]
+        names = arrays["addresses"].tolist()
+        whole = [name if name.startswith(b"/") or b"://" in name else prefix + name for name in names]
         arrays["addresses"] = np.array(whole)
     return _from_arrays(arrays)
 
 
-def _stands_alone(name: bytes) -> bool:
-    return name.startswith(b"/") or b"://" in name
-
-
 def _fault(arrays: dict[str, NDArray]) -> str:
-    """Return what is wrong with the tables of a catalog file; empty where nothing is."""
+    """Return what is wrong with the tables of a catalog file; empty if nothing is."""
     version = arrays.get("version", np.empty(0))
     if version.ndim or version.dtype.kind not in "iu":
         return "not a catalog, or damaged: no version"
@@ -218,7 +205,7 @@ def _fault(arrays: dict[str, NDArray]) -> str:
         if table.shape != (count,) or not count:
             return f"{name}: {table.shape} values; a catalog without shards, or with tables of different lengths"
         if table.dtype.kind != kind or (dtype and table.dtype != dtype) or (kind == "i" and (table < 0).any()):
-            return f"{name}: {table.dtype} values that no catalog has there"
+            return f"{name}: {table.dtype} values, which a catalog can't have"
     try:
         b"\n".join(arrays["addresses"].tolist()).decode("utf-8")
     except UnicodeDecodeError:
@@ -231,15 +218,13 @@ def _fault(arrays: dict[str, NDArray]) -> str:
 
 
 def _to_arrays(catalog: Catalog) -> dict[str, NDArray]:
-    return {name: getattr(catalog, name) for name in Catalog.__annotations__} | {"version": np.array(CATALOG_VERSION)}
+    return {name: getattr(catalog, name) for name in _TABLES} | {"version": np.array(CATALOG_VERSION)}
 
 
 def _from_arrays(arrays: dict[str, NDArray]) -> Catalog:
-    return Catalog(**{name: arrays[name] for name in Catalog.__annotations__})
+    return Catalog(**{name: arrays[name] for name in _TABLES})
 
 
 def joined(catalogs: Sequence[Catalog]) -> Catalog:
-    """Several catalogs as one."""
-    return Catalog(
-        **{name: np.concatenate([getattr(one, name) for one in catalogs]) for name in Catalog.__annotations__}
-    )
+    """Concatenate catalogs."""
+    return Catalog(**{name: np.concatenate([getattr(one, name) for one in catalogs]) for name in _TABLES})

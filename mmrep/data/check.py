@@ -1,4 +1,4 @@
-"""`mmrep data check`: what is wrong with shards, every problem named, before a run meets it."""
+"""`mmrep data check`: name every problem of shards before a run meets it."""
 
 import sys
 from collections.abc import Callable
@@ -20,14 +20,14 @@ _SHOWN_NOTES = 10
 
 
 class Check(NamedTuple):
-    """What is looked at.
+    """Options of `check_shards`.
 
     Attributes:
-        deep: decode every image, and compare every byte with the CRCs of an index file beside the shard; otherwise
-            structure, texts, labels, and the images' headers are read.
-        captions: kinds of caption that every sample has to have; none: those that most samples of a shard have.
-        classes: labels have to be below this number; None: as many as the classnames.txt beside the shard has lines.
-        max_pixels: limit of an image.
+        deep: decode every image, and compare every byte with the CRCs of an index file beside the shard. Otherwise
+            structure, texts, labels and image headers are read.
+        captions: kinds of caption that every sample must have; empty: those that most samples of a shard have.
+        classes: labels must be below this number; None: the number of lines of the classnames.txt beside the shard.
+        max_pixels: larger images are problems.
     """
 
     deep: bool = False
@@ -37,14 +37,14 @@ class Check(NamedTuple):
 
 
 class ShardReport(NamedTuple):
-    """What was found in one shard.
+    """The findings in one shard.
 
     Attributes:
         path: the shard.
-        samples: samples that it holds; 0 where it can't be indexed.
-        problems: lines that name shard, sample, member and reason: what a run would stop at.
-        notes: the same for what is unusual, but read.
-        bad: samples with a problem.
+        samples: number of samples; 0 if it can't be indexed.
+        problems: lines that name shard, sample, member and reason. A run would stop at each.
+        notes: such lines for what is unusual, but can be read.
+        bad: number of samples with a problem.
     """
 
     path: Path
@@ -55,11 +55,11 @@ class ShardReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was found.
+    """The findings in all shards.
 
     Attributes:
-        shards: of each shard.
-        downloads: img2dataset's account of them, where it left one.
+        shards: a report for each shard.
+        downloads: img2dataset's statistics in a line, if there are any.
     """
 
     shards: list[ShardReport]
@@ -67,21 +67,21 @@ class Report(NamedTuple):
 
     @property
     def problems(self) -> list[str]:
-        """Of all shards."""
+        """The problems of all shards."""
         return [problem for shard in self.shards for problem in shard.problems]
 
     @property
     def notes(self) -> list[str]:
-        """Of all shards."""
+        """The notes of all shards."""
         return [note for shard in self.shards for note in shard.notes]
 
     @property
     def samples(self) -> int:
-        """Samples read."""
+        """The number of samples."""
         return sum(shard.samples for shard in self.shards)
 
     def text(self) -> str:
-        """As lines for the terminal."""
+        """Return the report as lines for the terminal."""
         notes = self.notes
         shown = [f"note: {note}" for note in notes[:_SHOWN_NOTES]]
         if len(notes) > _SHOWN_NOTES:
@@ -96,7 +96,7 @@ class Report(NamedTuple):
         return "\n".join([*self.problems, *shown, counts])
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return the report for a JSON file."""
         return {
             "schema": 1,
             "shards": [shard._asdict() | {"path": str(shard.path)} for shard in self.shards],
@@ -109,18 +109,17 @@ class Report(NamedTuple):
 def check_shards(
     paths: list[Path], check: Check | None = None, workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Indexes every shard anew and reads its samples.
+    """Index every shard anew and read its samples.
 
     Args:
         paths: local shards.
-        check: what is looked at.
-        workers: processes.
+        check: the options.
+        workers: number of processes.
         progress: called with (shards done, shards).
     """
-    check = check or Check()
     shards: list[ShardReport] = []
     account = Accounting()
-    for report in over(paths, _Checker(check), workers, progress):
+    for report in over(paths, partial(_check_shard, check or Check()), workers, progress):
         try:
             account.add(report.path, report.samples)
         except DataError as error:
@@ -129,127 +128,104 @@ def check_shards(
     return Report(shards, account.text())
 
 
-class _Checker:
-    """Checks one shard; an object, so that another process can be given it."""
-
-    def __init__(self, check: Check) -> None:
-        self.check = check
-
-    def __call__(self, path: Path) -> ShardReport:
-        problems: list[str] = []
-        notes: list[str] = []
+def _check_shard(check: Check, path: Path) -> ShardReport:
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        index = build_index(path)
+        if check.deep and sidecar(path).is_file():
+            index = _as_indexed(index, path, problems, notes)
+    except DataError as error:
+        return ShardReport(path, 0, [str(error)], [], 0)
+    except OSError as error:
+        return ShardReport(path, 0, [f"{path}: {error.strerror}"], [], 0)
+    kinds = check.captions or _usual_kinds(index, notes)
+    classes = sys.maxsize
+    if "cls" in kinds:
         try:
-            index = build_index(path)
-            if self.check.deep and sidecar(path).is_file():
-                index = self._as_indexed(index, problems, notes)
-        except DataError as error:
-            return ShardReport(path, 0, [str(error)], [], 0)
-        except OSError as error:
-            return ShardReport(path, 0, [f"{path}: {error.strerror}"], [], 0)
-        wanted = self.check.captions or self._usual(index, notes)
-        classes = sys.maxsize
-        if "cls" in wanted:
-            try:
-                classes = self._classes(path)
-            except ConfigError as error:
-                problems.append(str(error))
-        bad = 0
-        blank: list[str] = []
-        for row in range(len(index)):
-            found = self._sample(index, row, wanted, classes, notes, blank)
-            problems += found
-            bad += bool(found)
-        for keys, what in (
-            (several_images(index), f"have {SEVERAL}"),
-            (blank, "have blank lines among their captions, which are left out (CLIP_benchmark: captions too)"),
-        ):
-            if keys:
-                notes.append(f"{path}: {len(keys)} samples, the first {keys[0]!r}, {what}")
-        return ShardReport(path, len(index), problems, notes, bad)
-
-    @staticmethod
-    def _as_indexed(now: ShardIndex, problems: list[str], notes: list[str]) -> ShardIndex:
-        """The index as a run loads it, with the layout and the CRCs of the file beside the shard."""
-        index, beside = load_index(now.path), sidecar(Path(str(now.path))).name
-        if not index.crcs:
-            notes.append(
-                f"{now.path}: bytes not compared: {beside} holds no CRCs, or is damaged; run `mmrep data index` again"
-            )
-        elif index.digest != now.digest:
-            problems.append(
-                f"{now.path}: names, sizes or order of its members differ from {beside}: damaged or replaced since; "
-                "restore it, or run `mmrep data index` again if the change was meant"
-            )
-        return index
-
-    @staticmethod
-    def _usual(index: ShardIndex, notes: list[str]) -> tuple[str, ...]:
-        """The kinds of caption that at least half of the samples have."""
-        counts = {kind: int((index.members[kind][:, 0] >= 0).sum()) for kind in ("txt", "cls") if kind in index.members}
-        for kind, count in counts.items():
-            if 2 * count < len(index):
-                notes.append(
-                    f"{index.path}: only {count} of {len(index)} samples have a member {kind!r}: not checked, unless "
-                    f"asked for by --caption {kind}"
-                )
-        if not counts:
-            notes.append(f"{index.path}: no member 'txt' or 'cls': captions not checked, unless named by --caption")
-        return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
-
-    def _classes(self, path: Path) -> int:
-        """The number of classes: as asked for, else as a run finds it."""
-        if self.check.classes is not None:
-            return self.check.classes
-        beside = find_beside(str(path), "classnames.txt")
-        return sys.maxsize if beside is None else len(read_lines(beside, str(path)))
-
-    def _sample(
-        self,
-        index: ShardIndex,
-        row: int,
-        wanted: tuple[str, ...],
-        classes: int,
-        notes: list[str],
-        blank: list[str],
-    ) -> list[str]:
-        readers: list[Callable[[], object]] = [partial(self._image, index, row, notes)]
-        for kind in wanted:
+            classes = _number_of_classes(check, path)
+        except ConfigError as error:
+            problems.append(str(error))
+    bad = 0
+    blank: list[str] = []
+    for row in range(len(index)):
+        readers: list[Callable[[], object]] = [partial(_check_image, check, index, row, notes)]
+        for kind in kinds:
             if kind == "cls":
                 readers.append(partial(class_label, index, row, classes))
             else:
-                readers.append(partial(self._text, index, row, kind, blank))
-        if self.check.deep and index.crcs:
-            held = [extension for extension, places in index.members.items() if places[row, 0] >= 0]
-            readers += [partial(read_member, index, row, extension) for extension in held]
-        problems: dict[str, None] = {}
+                readers.append(partial(_check_text, index, row, kind, blank))
+        if check.deep and index.crcs:
+            readers += [partial(read_member, index, row, extension) for extension in index.extensions(row)]
+        found: dict[str, None] = {}  # two readers may find the same problem
         for read in readers:
             try:
                 read()
             except DataError as error:
-                problems[str(error)] = None
-        return list(problems)
+                found[str(error)] = None
+        problems += found
+        bad += bool(found)
+    for keys, what in (
+        (several_images(index), f"have {SEVERAL}"),
+        (blank, "have blank lines among their captions, which are left out (CLIP_benchmark: captions too)"),
+    ):
+        if keys:
+            notes.append(f"{path}: {len(keys)} samples, the first {keys[0]!r}, {what}")
+    return ShardReport(path, len(index), problems, notes, bad)
 
-    @staticmethod
-    def _text(index: ShardIndex, row: int, kind: str, blank: list[str]) -> None:
-        if kept_lines(index, row, kind)[1]:
-            blank.append(index.keys[row].decode())
 
-    def _image(self, index: ShardIndex, row: int, notes: list[str]) -> None:
-        extension = image_extension(index, row)
-        data = read_member(index, row, extension)
-        where = f"{index.sample(row)}, member {extension!r}"
-        try:
-            if self.check.deep:
-                decode_image(data, self.check.max_pixels)
-            else:
-                image_header(data, self.check.max_pixels)
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from error
-        if self.check.deep:
-            notes += [f"{where}: {note}" for note in self._notes(data)]
+def _as_indexed(now: ShardIndex, path: Path, problems: list[str], notes: list[str]) -> ShardIndex:
+    """Return the index as a run loads it, with the CRCs of the file beside the shard."""
+    index, beside = load_index(path), sidecar(path).name
+    if not index.crcs:
+        notes.append(f"{path}: bytes not compared: {beside} holds no CRCs, or is damaged; run `mmrep data index` again")
+    elif index.digest != now.digest:
+        problems.append(
+            f"{path}: names, sizes or order of its members differ from {beside}: damaged or replaced since; "
+            "restore it, or run `mmrep data index` again if the change was meant"
+        )
+    return index
 
-    def _notes(self, data: bytes) -> list[str]:
-        try:
-            return image_notes(data, self.check.max_pixels)
-        except ValueError as error:  # in what a run doesn't read: metadata, further frames
-            return [f"read, but damaged behind its pixels: {error}"]
+
+def _usual_kinds(index: ShardIndex, notes: list[str]) -> tuple[str, ...]:
+    """Return the kinds of caption that at least half of the samples have."""
+    counts = {kind: int((index.members[kind][:, 0] >= 0).sum()) for kind in ("txt", "cls") if kind in index.members}
+    for kind, count in counts.items():
+        if 2 * count < len(index):
+            notes.append(
+                f"{index.path}: only {count} of {len(index)} samples have a member {kind!r}: not checked, unless "
+                f"asked for by --caption {kind}"
+            )
+    if not counts:
+        notes.append(f"{index.path}: no member 'txt' or 'cls': captions not checked, unless named by --caption")
+    return tuple(kind for kind, count in counts.items() if 2 * count >= len(index))
+
+
+def _number_of_classes(check: Check, path: Path) -> int:
+    if check.classes is not None:
+        return check.classes
+    beside = find_beside(str(path), "classnames.txt")
+    return sys.maxsize if beside is None else len(read_lines(beside, str(path)))
+
+
+def _check_text(index: ShardIndex, row: int, kind: str, blank: list[str]) -> None:
+    if kept_lines(index, row, kind)[1]:
+        blank.append(index.keys[row].decode())
+
+
+def _check_image(check: Check, index: ShardIndex, row: int, notes: list[str]) -> None:
+    extension = image_extension(index, row)
+    data = read_member(index, row, extension)
+    where = f"{index.sample(row)}, member {extension!r}"
+    try:
+        if not check.deep:
+            image_header(data, check.max_pixels)
+            return
+        decode_image(data, check.max_pixels)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+    try:
+        found = image_notes(data, check.max_pixels)
+    except ValueError as error:  # in parts that a run doesn't read: metadata, further frames
+        found = [f"read, but damaged behind its pixels: {error}"]
+    notes += [f"{where}: {note}" for note in found]

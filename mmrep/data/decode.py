@@ -1,18 +1,17 @@
-"""Images of samples as uint8 tensors."""
+"""Decode images of samples to uint8 tensors."""
 
 import io
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmrep.data.jpeg import JPEG_START, decode_jpeg, jpeg_complaint, jpeg_header, scans
+from mmrep.data.jpeg import JPEG_START, ImageHeader, decode_jpeg, jpeg_complaint, jpeg_header, scans
 from mmrep.data.png import PNG_START, check_rows, checked_png
 from mmrep.data.shards import ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError
@@ -21,12 +20,12 @@ from mmrep.pixels import rgb
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs."""
 _MAX_SCANNED = 16 * MAX_PIXELS
-"""Pixels times scans of a progressive JPEG: some seconds."""
+"""Most pixels times scans of a progressive JPEG; they take some seconds."""
 _PIXELS_PER_BYTE, _SMALL = 2_000, 1 << 22
-"""A file of more pixels a byte is a bomb, unless it is small: 34 bytes of WebP can claim all pixels that are allowed,
-and cost 20 bytes of memory for each. PNG and JPEG of one colour have 350 and 170."""
+"""A file with more pixels a byte, and more pixels in all than _SMALL, is a decompression bomb. 34 bytes of WebP can
+claim all pixels that are allowed, and cost 20 bytes of memory for each. PNG and JPEG of one colour have 350 and 170."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""By content, whatever the extension says; Pillow knows more, and starts Ghostscript for one of them."""
+"""Recognised by content, whatever the extension. Pillow reads more formats, and starts Ghostscript for one of them."""
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -35,24 +34,8 @@ _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 """EXIF and TIFF tags."""
 
 
-class ImageHeader(NamedTuple):
-    """What an image file says of itself.
-
-    Attributes:
-        height: in pixels, as stored: an EXIF orientation changes nothing.
-        width: in pixels.
-        format: one of FORMATS, or MPO (a JPEG with further pictures behind it).
-        mode: Pillow's mode (RGB, P, I;16, …); of a JPEG, its colours (YCbCr, Gray, RGB, CMYK, YCCK).
-    """
-
-    height: int
-    width: int
-    format: str
-    mode: str
-
-
 def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """The header of an image file; no pixels are decoded.
+    """Return the header of an image file without decoding pixels.
 
     Raises:
         ValueError: empty, not an image, or more than `max_pixels` pixels.
@@ -60,7 +43,7 @@ def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     header = jpeg_header(data)
     if header:
         _check_cost(data, header.width, header.height, max_pixels)
-        return ImageHeader(header.height, header.width, "JPEG", header.colours)
+        return header
     if data.startswith(PNG_START):
         data = checked_png(data)
     with _opened(data, max_pixels) as image:
@@ -70,15 +53,15 @@ def image_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 def decode_image(
     data: bytes, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None
 ) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of an image file as they are stored (no EXIF rotation), laid out channels last.
+    """Return the RGB pixels of an image file as stored (no EXIF rotation), in channels-last layout.
 
-    Of several frames the first; alpha is dropped; 16 bits are scaled to 8.
+    Of several frames the first is used, alpha is dropped, and 16 bits are scaled to 8.
 
     Args:
         data: the file.
-        max_pixels: more than these are refused, by the header, before memory is taken for them.
-        at_least: rows and columns that the result must not fall below: a JPEG is then decoded at the smallest of 1/8,
-            1/4, 1/2 of its size that suffices (DCT scaling; pixels differ from those of a resized full-size image).
+        max_pixels: larger images are refused by their header, before memory is taken for them.
+        at_least: least rows and columns of the result. A JPEG is then decoded at the smallest of 1/8, 1/4, 1/2 of its
+            size that suffices (DCT scaling; the pixels differ from those of a resized full-size image).
 
     Raises:
         ValueError: empty, not an image, truncated or damaged, or more than `max_pixels` pixels.
@@ -102,7 +85,7 @@ def decode_image(
 
 @contextmanager
 def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """An image opened by Pillow; what Pillow raises here or in the block becomes a ValueError of one line."""
+    """Open an image with Pillow; turn errors of Pillow, here or in the block, into a ValueError of one line."""
     if not data:
         raise ValueError("empty: 0 bytes")
     try:
@@ -119,7 +102,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _check_cost(data: bytes, width: int, height: int, max_pixels: int) -> None:
-    """Raises ValueError for an image whose pixels would take more memory or time than any real one of its size."""
+    """Raise ValueError for an image whose pixels would take more memory or time than those of real images."""
     pixels = width * height
     if pixels > max_pixels:
         raise ValueError(f"{width} × {height} pixels, more than data.max_pixels {max_pixels}")
@@ -130,9 +113,9 @@ def _check_cost(data: bytes, width: int, height: int, max_pixels: int) -> None:
 
 
 def _declared_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the headers of JPEG, PNG, GIF and WebP files.
+    """Return width and height from the headers of JPEG, PNG, GIF and WebP files.
 
-    For Pillow warns of large images before we can refuse them, and takes memory for a WebP's canvas as it opens it.
+    Pillow warns of large images before we can refuse them, and takes memory for a WebP's canvas when it opens it.
     """
     header = jpeg_header(data)
     if header:
@@ -154,7 +137,7 @@ def _declared_size(data: bytes) -> tuple[int, int] | None:
 
 
 def image_notes(data: bytes, max_pixels: int = MAX_PIXELS) -> list[str]:
-    """What is unusual about an image that `decode_image` reads, and what became of it.
+    """Return what is unusual about an image that `decode_image` reads, and how it is read.
 
     Raises:
         ValueError: not an image, or more than `max_pixels` pixels.
@@ -197,7 +180,7 @@ def _notes(data: bytes, max_pixels: int) -> list[str]:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits a channel, as stored."""
+    """Return the bits of a channel as stored."""
     if image.format == "PNG":
         return data[24]
     tags = getattr(image, "tag_v2", None)
@@ -205,15 +188,10 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def read_image(index: ShardIndex, sample: int, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """The decoded image of a sample.
-
-    Raises:
-        DataError: naming shard, key, member and reason.
-    """
+    """Return the decoded image of a sample; a DataError names shard, key, member and reason."""
     extension = image_extension(index, sample)
     data = read_member(index, sample, extension)
     try:
         return decode_image(data, max_pixels)
     except ValueError as error:
-        key = index.keys[sample].decode()
-        raise DataError(f"{index.path}: sample {key!r}, member {extension!r}: {error}") from error
+        raise DataError(f"{index.sample(sample)}, member {extension!r}: {error}") from error

@@ -9,13 +9,14 @@ import uuid
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
@@ -27,30 +28,30 @@ LOG = logging.getLogger("mmrep")
 _CHECK = np.dtype(np.uint32)
 
 Sizes = tuple[NDArray[np.int32], NDArray[np.int32]]
-"""Heights and widths in pixels, one of each an image; 0 × 0 for one that is not kept."""
+"""Heights and widths in pixels of all images; 0 × 0 for an image that is not kept."""
 
 
 class DecodedImages:
     """The decoded images of a set in one memory-mapped file, filled image by image as they are first used.
 
-    The file's pages are the system's page cache: however many processes read them they lie in memory once, and they
-    go under pressure. The file holds a checksum an image (CRC-32; 0: not decoded yet), then the pixels of one image
-    after the other, rows × columns × RGB.
+    The pages of the file are in the system's page cache: they are in memory once for all processes, and are dropped
+    when memory is short. The file holds a checksum for each image (CRC-32; 0: not decoded yet), then the pixels of
+    one image after the other, rows × columns × RGB.
 
-    What `get` returns is whole. `put` writes the pixels before the checksum, so a process killed in between leaves 0.
-    A machine that stops may have saved the checksum and not the pixels: each process compares the two when it first
-    uses an image, and one that fails counts as not decoded. For the same reason it does no harm if processes put the
-    same image at once, or see each other's writes in another order.
+    `get` returns only complete images. `put` writes the pixels before the checksum, so a process that is killed in
+    between leaves 0. After a crash of the machine the checksum may be on the disk without the pixels; each process
+    therefore compares the two when it first uses an image, and takes a wrong one as not decoded. For the same reason,
+    processes may put the same image at once, or see each other's writes in another order.
 
-    The space is reserved on creation, and written by system calls, never through the map: a full disk is an error
-    message at the start, where a write to a sparse map would end the process with SIGBUS.
+    The space is reserved on creation and written by system calls, never through the map: a full disk is then an error
+    message at the start, while a write to a sparse map would end the process with SIGBUS.
 
     Each process holds a shared lock on the file as long as the object or an image of it lives; `open` removes only
-    files that nobody has locked. The object can be pickled: a worker that receives it opens the same file.
+    files without a lock. The object can be pickled: a worker that receives it opens the same file.
     """
 
     def __init__(self, path: Path, sizes: Sizes) -> None:
-        """Opens a file that `open` has made, for images of the same sizes."""
+        """Open a file that `open` has made, for images of the same sizes."""
         self.path = path
         self._sizes = sizes
         count, ends = _layout(sizes)
@@ -62,25 +63,25 @@ class DecodedImages:
         shared = mmap.mmap(self._descriptor, int(ends[-1]), access=mmap.ACCESS_READ)
         self._file = np.frombuffer(shared, np.uint8)
         self._checks = np.frombuffer(shared, _CHECK, count)
-        with warnings.catch_warnings(action="ignore"):
-            self._pixels = torch.from_numpy(self._file)  # warns that nobody may write to it, which is the point
+        with warnings.catch_warnings(action="ignore"):  # of an array that is read-only, which is intended
+            self._pixels = torch.from_numpy(self._file)
         self._verified = bytearray(count)
 
     @classmethod
     def open(cls, root: Path, digest: str, sizes: Sizes, limit_bytes: int) -> "DecodedImages | None":
-        """The images of a set: those that earlier processes have decoded, or none yet. Processes may call it at once.
+        """Open or create the store of a set. Several processes may call this at once.
 
-        Files of other sets are removed, the longest unused first, until those in `root` take `limit_bytes` at most;
-        never one that a live process has open.
+        Files of other sets are removed, the longest unused first, until those in `root` take at most `limit_bytes`; a
+        file that a live process has open stays.
 
         Args:
-            root: the folder of all such files; made where it is missing.
-            digest: of all that the pixels follow from: the image files' content, and how they are decoded.
-            sizes: of every image, as `image_sizes` gives them.
-            limit_bytes: of pixels.
+            root: folder of all stores. It is made if it is missing.
+            digest: digest of everything that determines the pixels: the image files, and how they are decoded.
+            sizes: sizes of all images, see `image_sizes`.
+            limit_bytes: most bytes of pixels.
 
         Returns:
-            None where the images take more than `limit_bytes`, or there are no pixels at all.
+            None if the images take more than `limit_bytes`, or there are no pixels.
 
         Raises:
             ConfigError: no space, or no access.
@@ -93,9 +94,9 @@ class DecodedImages:
         path = root / f"{digest}-{shape}.pixels"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _alone(root / "lock"):
+            with FileLock(root / "lock", mode=0o666):
                 _make_room(path, size, limit_bytes)
-                if not path.exists() or path.stat().st_size != size:  # another size: the machine stopped in creation
+                if not path.exists() or path.stat().st_size != size:  # another size: the machine crashed in creation
                     _create(path, size)
                 os.utime(path)
                 return cls(path, sizes)
@@ -105,13 +106,10 @@ class DecodedImages:
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodedImages, (self.path, self._sizes)
 
-    def __len__(self) -> int:
-        return len(self._checks)
-
     def get(self, number: int) -> UInt8[torch.Tensor, "3 height width"] | None:
-        """An image, laid out channels last as `decode_image` has it; None if it isn't decoded yet.
+        """Return an image in the channels-last layout of `decode_image`; None if it is not decoded yet.
 
-        A view of memory that nobody may write to: writing in place ends the process.
+        The image is a view of read-only memory: writing to it ends the process.
         """
         check = int(self._checks[number])
         if check == 0:
@@ -124,14 +122,14 @@ class DecodedImages:
         return self._pixels.as_strided((3, height, width), (1, 3 * width, 3), start)
 
     def put(self, number: int, image: UInt8[torch.Tensor, "3 height width"]) -> None:
-        """Keeps an image, if it is one of those that are kept.
+        """Keep an image, unless its announced size is 0 × 0.
 
         Raises:
             DataError: its size is not the announced one.
             ConfigError: it can't be written.
         """
         height, width, start = self._place(number)
-        if not height:  # its header could not be read beforehand
+        if not height:
             return
         if tuple(image.shape[1:]) != (height, width):
             found = f"{image.shape[1]} × {image.shape[2]}"
@@ -147,44 +145,27 @@ class DecodedImages:
         except OSError as error:
             raise _no_access(self.path, error, len(self._file)) from error
 
-    def filled(self) -> int:
-        """How many images are decoded; those of an earlier run are counted before they are verified."""
-        return int(np.count_nonzero(self._checks))
-
     def _place(self, number: int) -> tuple[int, int, int]:
-        """Height, width, and where the pixels begin."""
+        """Return height, width, and the offset of the pixels."""
         heights, widths = self._sizes
         return int(heights[number]), int(widths[number]), int(self._offsets[number])
 
 
-def image_sizes(
-    reader: Callable[[int], bytes], count: int, progress: Callable[[int, int], None] | None = None
-) -> Sizes:
-    """Heights and widths of images, from their headers.
+def image_sizes(reader: Callable[[int], bytes], count: int) -> Sizes:
+    """Return the int32 heights and widths of images from their headers.
+
+    The size is 0 × 0 for an image that is missing (the reader's DataError), unreadable or too large. Such an image is
+    never kept, and the loader meets the error itself.
 
     Args:
-        reader: gives the image file of a number from 0 to count - 1.
-        count: images.
-        progress: called with (images read, images).
-
-    Returns:
-        int32 arrays; 0 × 0 for an image that is missing (the reader's DataError), unreadable or above the limit
-        of pixels: it is never kept, so that the loader meets the error itself, as it would without the store.
+        reader: returns the image file of a number from 0 to count - 1.
+        count: number of images.
     """
     heights, widths = np.zeros((2, count), np.int32)
     for number in range(count):
-        with suppress(DataError):
-            heights[number], widths[number] = _size(reader(number))
-        if progress:
-            progress(number + 1, count)
+        with suppress(ValueError):  # among them DataError
+            heights[number], widths[number] = image_header(reader(number))[:2]
     return heights, widths
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    try:
-        return image_header(data)[:2]
-    except ValueError:  # the loader meets the same one when it decodes
-        return 0, 0
 
 
 def _pixel_bytes(sizes: Sizes) -> NDArray[np.int64]:
@@ -193,43 +174,32 @@ def _pixel_bytes(sizes: Sizes) -> NDArray[np.int64]:
 
 
 def _layout(sizes: Sizes) -> tuple[int, NDArray[np.int64]]:
-    """How many images, and where in the file the pixels of each one end."""
+    """Return the number of images, and the end of each one's pixels in the file."""
     count = len(sizes[0])
     return count, count * _CHECK.itemsize + np.cumsum(_pixel_bytes(sizes))
 
 
 def _checksum(pixels: NDArray[np.uint8]) -> int:
-    return zlib.crc32(pixels.data) or 1
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of a process that dies."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return zlib.crc32(pixels.data) or 1  # 0 means that there are no pixels yet
 
 
 def _create(path: Path, size: int) -> None:
-    """A file of zeros, there whole or not at all."""
+    """Create a file of zeros, whole or not at all."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
-                file.truncate(size)  # macOS can't reserve; there a full disk is met by `put`
+                file.truncate(size)  # macOS can't reserve space; there `put` meets a full disk
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _make_room(path: Path, size: int, limit_bytes: int) -> None:
-    """Removes what killed processes left half-made, then unused files until `size` bytes more stay within the limit."""
-    # These are made under the lock alone, so that no live process has one; the tables of sizes beside them are not.
+    """Remove leftovers of killed processes, then unused files until `size` more bytes stay within the limit."""
+    # Only these are made under the lock, so that no live process has one. Tables of sizes in the folder are not.
     for left in path.parent.glob("*.pixels.*.tmp"):
         left.unlink()
     others = [(other.stat(), other) for other in path.parent.glob("*.pixels") if other != path]
@@ -241,7 +211,7 @@ def _make_room(path: Path, size: int, limit_bytes: int) -> None:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Removes a file unless a process has it open; whether it did."""
+    """Remove a file unless a process has it open; return whether it was removed."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

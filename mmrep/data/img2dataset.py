@@ -1,11 +1,11 @@
-"""img2dataset's statistics: how many rows of the list a download reached, and whether shards are whole since."""
+"""img2dataset's statistics: how many rows of the list were downloaded, and whether shards are still complete."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from mmrep.data.regular import read_regular
+from mmrep.data.files import read_regular
 from mmrep.data.tar import DataError
 
 _REASONS_SHOWN = 3
@@ -13,13 +13,13 @@ _MOST = 2**53
 
 
 class ShardStats(NamedTuple):
-    """What img2dataset noted of a shard.
+    """img2dataset's statistics of a shard.
 
     Attributes:
         path: the `_stats.json`.
-        rows: of the list, that the shard was to hold.
+        rows: rows of the list that the shard was to hold.
         successes: samples that it holds.
-        failed: rows for each reason of failure, as img2dataset words it.
+        failed: number of rows for each reason of failure, in img2dataset's words.
     """
 
     path: Path
@@ -29,10 +29,10 @@ class ShardStats(NamedTuple):
 
 
 def stats_of(shard: Path) -> ShardStats | None:
-    """The statistics beside a shard (`00000_stats.json` of `00000.tar`); None where there are none.
+    """Return the statistics beside a shard (`00000_stats.json` of `00000.tar`); None if there are none.
 
     Raises:
-        DataError: the file can't be read or isn't one of img2dataset's; its numbers contradict each other.
+        DataError: the file can't be read, is not one of img2dataset's, or its numbers contradict each other.
     """
     path = shard.with_name(f"{shard.stem}_stats.json")
     try:
@@ -48,7 +48,7 @@ def stats_of(shard: Path) -> ShardStats | None:
     rows, successes, lost, shrunk = (
         _number(stats, name, path) for name in ("count", "successes", "failed_to_download", "failed_to_resize")
     )
-    # Fewer are possible: a row that img2dataset itself stumbles over counts as neither.
+    # The sum may be smaller: a row that makes img2dataset itself fail counts as neither.
     if successes + lost + shrunk > rows:
         raise DataError(f"{path}: {rows} rows, but {successes} + {lost} + {shrunk} succeeded or failed; remove it")
     return ShardStats(path, rows, successes, _reasons(stats, path, rows - successes))
@@ -63,50 +63,38 @@ def _number(stats: object, name: str, path: Path) -> int:
 
 
 def _reasons(stats: dict[str, object], path: Path, missing: int) -> dict[str, int]:
-    """Failures by reason; what no reason is given for stands under `other`."""
+    """Return the number of failures by reason; those without a reason are under `other`."""
     status = stats.get("status_dict")
     status = status if isinstance(status, dict) else {}
-    # As it may be shown: status texts are servers' words.
-    failed: dict[str, int] = {}
+    failed: Counter[str] = Counter()
     for reason in status:
         if reason != "success":
+            # The texts come from web servers: no control characters on the terminal.
             shown = "".join(character if character.isprintable() else "?" for character in reason[:80])
-            failed[shown] = failed.get(shown, 0) + _number(status, reason, path)
+            failed[shown] += _number(status, reason, path)
     other = missing - sum(failed.values())
     return failed | ({"other": other} if other > 0 else {})
 
 
-def check_against(index_length: int, stats: ShardStats) -> None:
-    """Raises DataError unless a shard holds as many samples as were downloaded into it."""
-    if index_length != stats.successes:
-        change = "samples were lost" if index_length < stats.successes else "samples were added"
+def check_against(samples: int, stats: ShardStats) -> None:
+    """Raise DataError unless a shard holds as many samples as were downloaded into it."""
+    if samples != stats.successes:
+        change = "samples were lost" if samples < stats.successes else "samples were added"
         raise DataError(
-            f"{stats.path}: {stats.successes:,} samples were downloaded, but the shard holds {index_length:,}: {change}"
+            f"{stats.path}: {stats.successes:,} samples were downloaded, but the shard holds {samples:,}: {change}"
             " since; download the shard again, or remove this file if the change was meant"
         )
 
 
 class Accounting:
-    """Sums over shards.
-
-    Attributes:
-        shards: added.
-        without: of these, shards without statistics.
-        rows: of the lists.
-        successes: rows that were downloaded.
-        failed: rows for each reason.
-    """
+    """Sums of the statistics of several shards."""
 
     def __init__(self) -> None:
         self.shards = self.without = self.rows = self.successes = 0
         self.failed: Counter[str] = Counter()
 
     def add(self, shard: Path, samples: int) -> None:
-        """Adds a shard that holds so many samples.
-
-        Raises:
-            DataError: see `stats_of` and `check_against`.
-        """
+        """Add a shard; see `stats_of` and `check_against` for the errors."""
         self.shards += 1
         stats = stats_of(shard)
         if stats is None:
@@ -118,7 +106,7 @@ class Accounting:
         self.failed.update(stats.failed)
 
     def text(self) -> str | None:
-        """One line for the log; None where no shard has statistics."""
+        """Return the sums in one line; None if no shard has statistics."""
         if self.without == self.shards:
             return None
         line = f"{self.successes:,} of {self.rows:,} rows were downloaded"

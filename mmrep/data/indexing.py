@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.arrays import read_arrays, read_file, write_arrays
-from mmrep.data.regular import regular_stat
+from mmrep.data.files import read_arrays, read_regular, regular_stat, write_arrays, write_cache
+from mmrep.data.remote import read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import HEADER_BYTES, DataError, walk_tar
 
@@ -22,11 +22,11 @@ LOG = logging.getLogger("mmrep")
 INDEX_VERSION = 1
 SIDECAR = ".index.npz"
 _MOST_BYTES, _SPARE_BYTES = 256 << 20, 1 << 20
-"""Size of an index file where the shard's is not known; what it may have beyond the shard's."""
+"""Most bytes of an index file if the shard's size is unknown; how much larger than its shard it may be."""
 
 
 def build_index(path: Path) -> ShardIndex:
-    """Walks a local tar file once; see `walk_tar` for what it refuses."""
+    """Index a local tar file by reading all its headers; see `walk_tar` for the errors."""
     return _index(path, path, _stamp(path))
 
 
@@ -49,7 +49,7 @@ def _digest(keys: NDArray, members: dict[str, NDArray[np.int64]]) -> str:
 
 
 def with_crcs(index: ShardIndex) -> ShardIndex:
-    """The index with a CRC-32 of every member, by which later damage of their bytes is noticed."""
+    """Return the index with a CRC-32 of every member, so that later damage of the bytes is noticed."""
     crcs = {}
     for extension, places in index.members.items():
         crcs[extension] = np.zeros(len(index), dtype=np.uint32)
@@ -59,7 +59,7 @@ def with_crcs(index: ShardIndex) -> ShardIndex:
 
 
 def write_sidecar(path: Path) -> int:
-    """Indexes a shard anew, with CRCs, into the file beside it; returns its samples."""
+    """Index a shard anew, with CRCs, into the file beside it; return the number of samples."""
     index = with_crcs(build_index(path))
     try:
         write_index(index, sidecar(path))
@@ -69,31 +69,29 @@ def write_sidecar(path: Path) -> int:
 
 
 def sidecar(path: Path) -> Path:
-    """The index file beside a shard, as `mmrep data index` writes it."""
+    """Return the path of the index file beside a shard, which `mmrep data index` writes."""
     return path.with_name(path.name + SIDECAR)
 
 
 def cached_sidecar(path: Shard) -> Path:
-    """The index file in the cache, where nothing lies beside the shard."""
+    """Return the path of a shard's index file in the cache."""
     place = str(path.absolute()) if isinstance(path, Path) else f"{path.address}{path.version or ''}"
     return cache_root() / "index" / f"{hashlib.blake2b(place.encode(), digest_size=16).hexdigest()}.npz"
 
 
 def load_index(path: Shard) -> ShardIndex:
-    """The index of a shard: from the file beside it, from the cache, or built now and cached.
+    """Return the index of a shard: from the file beside it, from the cache, or built now and cached.
 
-    A file beside the shard that holds CRCs counts whatever the shard's time of change, which copying alters: every
-    read is checked against it.
+    A file beside the shard that holds CRCs is used whatever the shard's time of change, which copying alters: every
+    read is checked against the CRCs.
 
     Raises:
-        DataError: see `build_index`; unreadable file; a shard that is not the one that the file beside it was made
-            for.
+        DataError: see `build_index`; the file can't be read; or the file beside the shard was made for another one.
     """
     try:
-        index = _load_local(path) if isinstance(path, Path) else _load_remote(path)
+        return _load_local(path) if isinstance(path, Path) else _load_remote(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    return index
 
 
 def _load_local(path: Path) -> ShardIndex:
@@ -102,7 +100,7 @@ def _load_local(path: Path) -> ShardIndex:
         if not place.is_file():
             continue
         try:
-            index = _of_file(path, place, stamp[0])
+            index = _from_file(path, place, stamp[0])
         except ValueError as error:
             if place == sidecar(path):
                 LOG.warning("%s is not used: %s; `mmrep data index` makes it anew", place, error)
@@ -117,69 +115,56 @@ def _load_local(path: Path) -> ShardIndex:
                 )
             return replace(index, stamp=stamp)
     index = build_index(path)
-    _cache_index(index)
+    write_cache(_to_arrays(index), cached_sidecar(path))
     return index
 
 
-def _of_file(path: Shard, place: Path, size: int | None) -> ShardIndex:
-    """The index in a file.
-
-    Raises:
-        ValueError: it is damaged, can't be read, or is larger than the shard of `size` bytes that it is made of.
-    """
-    try:
-        return _read_index(path, read_file(place, (_MOST_BYTES if size is None else size) + _SPARE_BYTES))
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
-
-
 def _load_remote(path: RemoteShard) -> ShardIndex:
-    from mmrep.data.remote import read_remote, remote_size
-
     size = path.size if path.size is not None else remote_size(path.address)
     place = cached_sidecar(path)
     if place.is_file():
         with suppress(ValueError):
-            known = _of_file(path, place, size)
+            known = _from_file(path, place, size)
             if known.stamp[0] == size:
                 return known
-    beside = read_remote(path.address + SIDECAR, missing_ok=True)
     index: ShardIndex | None = None
+    beside = read_remote(path.address + SIDECAR, missing_ok=True)
     if beside is not None:
         try:
-            index = _read_index(path, beside)
+            index = _from_bytes(path, beside)
         except ValueError as error:
             LOG.warning("%s is not used: %s", path.address + SIDECAR, error)
     if index is None or not index.crcs or index.stamp[0] != size:
         with path.open() as held:
             index = _index(held.path, path, (held.path.stat().st_size, 0))
-    _cache_index(index)
+    write_cache(_to_arrays(index), place)
     return index
 
 
-def _cache_index(index: ShardIndex) -> None:
-    try:
-        write_index(index, cached_sidecar(index.path))
-    except OSError as error:
-        raise ConfigError(f"{cached_sidecar(index.path)}: {error.strerror}; MMREP_CACHE moves the cache") from error
-
-
 def write_index(index: ShardIndex, place: Path) -> None:
-    """Writes an index file."""
+    """Write an index file; raise OSError if that fails."""
+    write_arrays(_to_arrays(index), place)
+
+
+def _to_arrays(index: ShardIndex) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"member:{extension}": places for extension, places in index.members.items()}
     arrays |= {f"crc:{extension}": crcs for extension, crcs in index.crcs.items()}
     arrays["keys"] = index.keys
     arrays["stamp"] = np.array([INDEX_VERSION, *index.stamp])
     arrays["digest"] = np.array(index.digest)
-    write_arrays(arrays, place)
+    return arrays
 
 
-def _read_index(path: Shard, data: bytes) -> ShardIndex:
-    """The index in an index file.
+def _from_file(path: Shard, place: Path, size: int | None) -> ShardIndex:
+    """Read an index file; raise ValueError if it is unreadable, damaged, or larger than its shard of `size` bytes."""
+    try:
+        return _from_bytes(path, read_regular(place, (_MOST_BYTES if size is None else size) + _SPARE_BYTES))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
 
-    Raises:
-        ValueError: what is wrong with it, if it is damaged or of another version.
-    """
+
+def _from_bytes(path: Shard, data: bytes) -> ShardIndex:
+    """Read an index file; raise ValueError with the reason if it is damaged or has another version."""
     arrays = read_arrays(data)
     if arrays is None:
         raise ValueError("damaged, or not an .npz file as `mmrep data index` writes it")

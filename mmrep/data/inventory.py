@@ -1,29 +1,27 @@
-"""The list of a run's shards, by which a later difference of the data is named."""
+"""The list of a run's shards, which names later differences of the data."""
 
 from collections import Counter
 from pathlib import Path
 
 from mmrep.data.sources import Sources
+from mmrep.files import write_text
 
 _NAMED = 3
 
 
 def write_inventory(sources: Sources, place: Path) -> None:
-    """Writes a line for each shard: source, name, samples, digest of its index."""
-    # Renamed when complete: a run that is killed here must find the old list or the new one.
-    temporary = place.with_name(f"{place.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in _lines(sources)), encoding="utf-8")
-    temporary.replace(place)
+    """Write a line for each shard: source, name, number of samples, digest of its index."""
+    write_text(place, "".join(f"{line}\n" for line in _lines(sources)))
 
 
 def name_difference(place: Path, sources: Sources) -> str:
-    """What differs between the shards of an inventory and those of now; empty where nothing does, or nobody knows."""
+    """Return how the shards of an inventory differ from the present ones; empty if they don't, or it is missing."""
     if not place.is_file():
         return ""
     try:
         before = _table(place.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except ValueError:
-        return f"{place} is damaged, so that nobody knows which"
+        return f"{place} is damaged, so the difference is unknown"
     now = _table(_lines(sources))
     found = [f"{name} is gone" for name in before if name not in now]
     found += [f"{name} is new" for name in now if name not in before]
@@ -34,7 +32,7 @@ def name_difference(place: Path, sources: Sources) -> str:
         elif digest != digest_now:
             found.append(f"{name} has other members")
     if not found and list(before) != list(now):
-        found.append("the shards stand in another order")
+        found.append("the order of the shards has changed")
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return "; ".join(sorted(found)[:_NAMED]) + more
 
@@ -48,7 +46,7 @@ def _lines(sources: Sources) -> list[str]:
 
 
 def _table(lines: list[str]) -> dict[str, tuple[str, str]]:
-    """Samples and digest by name; of shards with one name in several folders the later ones are numbered."""
+    """Return number of samples and digest by name. Equal names from several folders are numbered."""
     seen: Counter[str] = Counter()
     table = {}
     for line in lines:

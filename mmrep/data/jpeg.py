@@ -1,4 +1,4 @@
-"""JPEG files by libjpeg-turbo: their header, and their pixels at full or reduced size."""
+"""Read JPEG files with libjpeg-turbo: their header, and their pixels at full or reduced size."""
 
 import re
 from typing import NamedTuple
@@ -10,58 +10,61 @@ from numpy.typing import NDArray
 JPEG_START = b"\xff\xd8\xff"
 """The first bytes of every JPEG file."""
 _COLOURS = ("YCbCr", "Gray", "RGB")
-"""Those that libjpeg-turbo turns into RGB as Pillow does; Adobe's inverted CMYK is a matter for Pillow."""
+"""Colours that libjpeg-turbo converts to RGB as Pillow does. Adobe's inverted CMYK is left to Pillow."""
 _ORDINARY_SCANS = 20
-"""Encoders write 10 to 15 scans of a progressive file."""
+"""Encoders write 10 to 15 scans in a progressive file."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _PADDINGS = 64
-"""Paddings that are taken out of one file; each takes another decoding."""
+"""Most paddings that are removed from one file; each costs another decoding."""
 _SOF0, _SOF1, _SOF2, _SOS, _APP0, _ADOBE, _COMMENT = 0xC0, 0xC1, 0xC2, 0xDA, 0xE0, 0xEE, 0xFE
 
 
-class JpegHeader(NamedTuple):
-    """What a JPEG file says of itself.
+class ImageHeader(NamedTuple):
+    """The header of an image file.
 
     Attributes:
-        height: in pixels.
-        width: in pixels.
-        colours: YCbCr, Gray, RGB, CMYK or YCCK.
+        height: pixels as stored, without EXIF rotation.
+        width: pixels as stored.
+        format: JPEG, PNG, WEBP, GIF, BMP, TIFF, or MPO (a JPEG followed by further pictures).
+        mode: Pillow's mode (RGB, P, I;16, …), or the colours of a JPEG (YCbCr, Gray, RGB, CMYK, YCCK).
     """
 
     height: int
     width: int
-    colours: str
+    format: str
+    mode: str
 
 
-def jpeg_header(data: bytes) -> JpegHeader | None:
-    """The header of a file; None where libjpeg-turbo finds none that it knows."""
+def jpeg_header(data: bytes) -> ImageHeader | None:
+    """Return the header of a file; None if libjpeg-turbo finds none that it can read."""
     if not data.startswith(JPEG_START):
         return None
     try:
-        return JpegHeader(*simplejpeg.decode_jpeg_header(data, strict=False)[:3])
+        height, width, colours = simplejpeg.decode_jpeg_header(data, strict=False)[:3]
+        return ImageHeader(height, width, "JPEG", colours)
     except (ValueError, KeyError):
         return None
 
 
-def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:
-    """RGB pixels of a JPEG file, (height, width, 3): Pillow's, bit for bit, in 3/4 of its time.
+def decode_jpeg(data: bytes, header: ImageHeader, at_least: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:
+    """Return the (height, width, 3) RGB pixels of a JPEG file: equal to Pillow's, in 3/4 of its time.
 
-    Returns None for what Pillow has to decide: CMYK, and what libjpeg-turbo's interface does not know.
+    CMYK files return None: Pillow decodes them.
 
     Args:
         data: the file.
-        header: of the file.
-        at_least: rows and columns that the result must not fall below, see `reduction`; None: full size.
+        header: its header.
+        at_least: least rows and columns of the result, see `reduction`; None: full size.
 
     Raises:
-        ValueError: libjpeg-turbo complains, and not only of what is known to be harmless.
+        ValueError: libjpeg-turbo complains of something that is not known to be harmless.
     """
-    if header.colours not in _COLOURS:
-        _sound(data, "CMYK")  # Pillow does not pass on complaints
+    if header.mode not in _COLOURS:
+        _sound(data, "CMYK")  # raises for damage, which Pillow does not report
         return None
     factor = reduction(header.height, header.width, at_least) if at_least else 1
-    # simplejpeg takes the smallest scale that is no smaller than this; without bounds, the full size.
+    # simplejpeg chooses the smallest scale that is no smaller than this; without bounds, the full size.
     bounds = {"min_height": -(-header.height // factor), "min_width": -(-header.width // factor)} if factor > 1 else {}
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_factor=factor, **bounds)
@@ -70,7 +73,7 @@ def decode_jpeg(data: bytes, header: JpegHeader, at_least: tuple[int, int] | Non
 
 
 def reduction(height: int, width: int, at_least: tuple[int, int]) -> int:
-    """The largest of 8, 4, 2 by which height and width can be divided without falling below `at_least`; else 1.
+    """Return the largest of 8, 4, 2 by which the size can be divided without falling below `at_least`; else 1.
 
     libjpeg-turbo's other scales (3/8, 5/8, …) have no vectorised transform.
     """
@@ -78,29 +81,29 @@ def reduction(height: int, width: int, at_least: tuple[int, int]) -> int:
     return next((f for f in (8, 4, 2) if -(-height // f) >= rows and -(-width // f) >= columns), 1)
 
 
-def jpeg_complaint(data: bytes, header: JpegHeader) -> str | None:
-    """What libjpeg-turbo has to say first against a file while it decodes it; None: nothing."""
+def jpeg_complaint(data: bytes, header: ImageHeader) -> str | None:
+    """Return the first complaint of libjpeg-turbo while it decodes a file; None if there is none."""
     try:
-        simplejpeg.decode_jpeg(data, "RGB" if header.colours in _COLOURS else "CMYK")
+        simplejpeg.decode_jpeg(data, "RGB" if header.mode in _COLOURS else "CMYK")
     except ValueError as error:
         return str(error)
     return None
 
 
 def scans(data: bytes) -> int:
-    """Return how many scans a file has, as far as that is unusual: each costs time for all of its pixels."""
+    """Return the number of scans of a file if it is unusual, else 1. Each scan costs time for all pixels."""
     if _is_one_scan(data):
         return 1  # counting takes 5% of the time of decoding
     count = data.count(b"\xff\xda")
     if count <= _ORDINARY_SCANS:
         return 1
     header = _plain_header(data, "RGB")
-    # In compressed data a 0xff byte is followed by 0 or a restart marker; in metadata by anything.
+    # In compressed data, 0xff is followed by 0 or a restart marker; in metadata, by anything.
     return count if header is None else 1 + data.count(b"\xff\xda", header[1])
 
 
 def _is_one_scan(data: bytes) -> bool:
-    """Return whether a file's header says that its first scan holds all components, so that decoding ends with it."""
+    """Return whether the first scan of a file holds all components, so that decoding ends with it."""
     place, components = 2, -1
     while place + 10 < len(data) and data[place] == 0xFF:
         marker = data[place + 1]
@@ -115,8 +118,8 @@ def _is_one_scan(data: bytes) -> bool:
 def _sound(data: bytes, colours: str) -> bytes:
     """Return a file that libjpeg-turbo decodes to the same pixels without complaint.
 
-    A complaint is harmless if its cause can be taken out of the file and none is left: libjpeg-turbo names only the
-    first, and goes on with grey or shifted pixels after most. Everything else is damage.
+    A complaint is harmless if its cause can be removed from the file and no other complaint follows: libjpeg-turbo
+    names only the first, and goes on with grey or shifted pixels after most. Everything else is damage.
 
     Raises:
         ValueError: the complaint, if it is not known to be harmless.
@@ -144,10 +147,7 @@ def _sound(data: bytes, colours: str) -> bytes:
 
 
 def _without_padding(data: bytes, complaint: str) -> bytes | None:
-    """Return a file without the bytes behind the compressed data that a complaint is about; None: they may be pixels.
-
-    Zeros before a marker are padding.
-    """
+    """Return a file without the padding that a complaint is about: zeros before a marker. None: it may be pixels."""
     extraneous = _EXTRANEOUS.search(complaint)
     if extraneous is None:
         return None
@@ -157,11 +157,11 @@ def _without_padding(data: bytes, complaint: str) -> bytes | None:
 
 
 def _plain_header(data: bytes, colours: str) -> tuple[bytes, int] | None:
-    """Return a file's header without what libjpeg-turbo may complain of but ignores, and where its first scan begins.
+    """Return a file's header without the parts that libjpeg-turbo complains of but ignores, and the start of its scan.
 
-    These are metadata (colour profiles cut or out of order), bytes behind metadata whose length is wrong, zeros between
-    segments, an unknown revision of JFIF, an unknown colour transform of Adobe (taken for YCbCr or YCCK), and the
-    parameters of progressive files in others. None: bytes between other segments, or no header.
+    Such parts are metadata (colour profiles cut or out of order), bytes after metadata whose length is wrong, zeros
+    between segments, an unknown revision of JFIF, an unknown colour transform of Adobe (read as YCbCr or YCCK), and the
+    parameters of progressive files in other files. None: bytes between other segments, or no header.
     """
     kept, place, metadata, sequential = [data[:2]], 2, True, True
     while found := _MARKER.search(data, place):

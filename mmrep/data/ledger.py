@@ -1,4 +1,4 @@
-"""The ledger: which sample every pair of a run was, by which anybody can prove its order afterwards."""
+"""The ledger: the sample of every pair of a run, which proves its order afterwards."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.arrays import read_file
+from mmrep.data.files import read_regular
 from mmrep.data.loader import Steps
 from mmrep.data.tar import DataError
 
@@ -16,16 +16,16 @@ FOLDER = "ledger"
 _PLAN = "plan.json"
 _MOST_BYTES = 64 << 20
 _ROW = 3
-"""Numbers of a pair: its slot, the sample that the order put there, the sample that was used."""
+"""Numbers of a pair: its slot, the sample that the order scheduled, the sample that was used."""
 
 
 class Ledger:
     """One process's part of the ledger, appended step by step.
 
     Args:
-        run: the run's folder.
-        steps: the process's batches.
-        rank: its number.
+        run: folder of the run.
+        steps: the batches of the process.
+        rank: rank of the process.
     """
 
     def __init__(self, run: Path, steps: Steps, rank: int) -> None:
@@ -38,11 +38,11 @@ class Ledger:
             (folder / _PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
         self._place = folder / f"rank_{rank}.bin"
         with self._place.open("ab") as file:
-            # What a kill cut in two is written again by the run that goes on.
+            # A kill may have cut a row in two; the resumed run writes it again.
             file.truncate(file.tell() // (8 * _ROW) * (8 * _ROW))
 
     def write(self, step: int, used: NDArray[np.int64]) -> None:
-        """The samples of a step's pairs: those scheduled, and those used."""
+        """Append the samples of a step's pairs: the scheduled ones, and those used."""
         steps = self._steps
         first = step * steps.plan.global_batch + steps.offset
         group, position = steps.order.slots(first, steps.local)
@@ -53,14 +53,14 @@ class Ledger:
 
 
 class LedgerReport(NamedTuple):
-    """What a ledger proves.
+    """The result of `check_ledger`.
 
     Attributes:
-        pairs: pairs of the run, each counted once.
-        repeated: pairs that were trained on again after a resume.
-        replaced: pairs whose sample was replaced by another.
-        epochs: whole epochs of each group of sources.
-        problems: a line each; none: each sample stood once in every epoch.
+        pairs: number of pairs of the run, each counted once.
+        repeated: number of pairs that were trained on again after a resume.
+        replaced: number of pairs whose sample was replaced by another.
+        epochs: number of whole epochs of each group of sources.
+        problems: a line each; empty if each sample was there once in every epoch.
     """
 
     pairs: int
@@ -70,7 +70,7 @@ class LedgerReport(NamedTuple):
     problems: list[str]
 
     def text(self) -> str:
-        """As lines for the terminal."""
+        """Return the report as lines for the terminal."""
         epochs = ", ".join(map(str, self.epochs))
         found = f"{len(self.problems)} problems" if self.problems else "each sample exactly once in every epoch"
         counts = f"{self.pairs} pairs, {self.repeated} repeated after a resume, {self.replaced} replaced"
@@ -78,13 +78,9 @@ class LedgerReport(NamedTuple):
 
 
 def _read_plan(place: Path) -> dict[str, Any]:
-    """The plan of a ledger.
-
-    Raises:
-        DataError: damaged.
-    """
+    """Read the plan of a ledger; raise DataError if it is damaged."""
     try:
-        plan = json.loads(read_file(place, _MOST_BYTES))
+        plan = json.loads(read_regular(place, _MOST_BYTES))
     except OSError as error:
         raise DataError(f"{place}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -106,7 +102,7 @@ def _is_count(value: object, least: int) -> bool:
 
 
 def check_ledger(run: Path) -> LedgerReport:
-    """Proves the order of a run from its ledger: no slot missing or ambiguous, each sample once an epoch.
+    """Check the order of a run from its ledger: no slot missing or ambiguous, each sample once an epoch.
 
     Raises:
         ConfigError: the run has no ledger.
@@ -122,9 +118,8 @@ def check_ledger(run: Path) -> LedgerReport:
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     again = np.zeros(len(rows), dtype=bool)
     again[1:] = rows[1:, 0] == rows[:-1, 0]
-    problems = []
     differing = np.flatnonzero(again[1:] & (rows[1:] != rows[:-1]).any(1)) + 1
-    problems += [f"slot {rows[row, 0]}: another sample after a resume" for row in differing.tolist()]
+    problems = [f"slot {rows[row, 0]}: another sample after a resume" for row in differing.tolist()]
     once = rows[~again]
     present = once[:, 0]
     gaps = np.flatnonzero(present != np.arange(len(present)))
@@ -133,21 +128,19 @@ def check_ledger(run: Path) -> LedgerReport:
     elif len(present) % plan["global_batch"]:
         step, pairs = divmod(len(present), plan["global_batch"])
         problems.append(f"step {step} has {pairs} of {plan['global_batch']} pairs: stopped within it, or cut")
-    # Where a slot is missing, nobody knows which epoch the later ones belong to.
+    # After a missing slot, the epoch of the later ones is unknown.
     known = once[: gaps[0]] if len(gaps) else once
     epochs = []
+    stray = np.ones(len(once), dtype=bool)
     for start, size in zip(plan["starts"], plan["sizes"], strict=True):
-        scheduled = known[(known[:, 1] >= start) & (known[:, 1] < start + size), 1] - start
+        stray &= (once[:, 1] < start) | (once[:, 1] >= start + size)
+        scheduled = known[(known[:, 1] >= start) & (known[:, 1] < start + size), 1]
         epochs.append(len(scheduled) // size)
         for epoch in range(-(-len(scheduled) // size)):
             drawn = scheduled[epoch * size : (epoch + 1) * size]
             twice = len(drawn) - len(np.unique(drawn))
             if twice:
                 problems.append(f"samples from number {start} on, epoch {epoch}: {twice} drawn more than once")
-    stray = len(once) - sum(
-        int(((once[:, 1] >= start) & (once[:, 1] < start + size)).sum())
-        for start, size in zip(plan["starts"], plan["sizes"], strict=True)
-    )
-    if stray:
-        problems.append(f"{stray} pairs of samples that the sources do not have")
+    if stray.any():
+        problems.append(f"{int(stray.sum())} pairs of samples that the sources do not have")
     return LedgerReport(len(once), int(again.sum()), int((once[:, 1] != once[:, 2]).sum()), epochs, problems)

@@ -30,7 +30,7 @@ class Stage(NamedTuple):
     Attributes:
         first: first step.
         size: rows and columns of the images.
-        patches: patches of the grid, and how many of them are kept (equal without patch dropout).
+        patches: number of patches of the grid, and number of kept ones (equal without patch dropout).
     """
 
     first: int
@@ -39,13 +39,13 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What decides every batch of a run.
+    """The settings that determine every batch of a run.
 
     Attributes:
-        seed: of order and draws.
-        global_batch: pairs of a step over all processes.
-        steps: steps of the run.
-        stages: image sizes, by step; the first begins at step 0.
+        seed: seed of order and draws.
+        global_batch: number of pairs of a step over all processes.
+        steps: number of steps of the run.
+        stages: image sizes by step; the first stage begins at step 0.
     """
 
     seed: int
@@ -54,19 +54,19 @@ class Plan(NamedTuple):
     stages: tuple[Stage, ...]
 
     def stage(self, step: int) -> Stage:
-        """The stage of a step."""
+        """Return the stage of a step."""
         return max((stage for stage in self.stages if stage.first <= step), key=lambda stage: stage.first)
 
 
 class Loaded(NamedTuple):
-    """A batch, and what came with it.
+    """A batch and facts about it.
 
     Attributes:
         batch: the pairs.
-        checksum: the sum over pairs, modulo 2^64, of a hash of (slot, id, tokens, pixels): sums over the processes
-            of a step do not depend on how many there are.
+        checksum: sum over pairs, modulo 2^64, of a hash of (slot, id, tokens, pixels). The sum over all processes
+            of a step does not depend on their number.
         bad: samples that could not be used, and were replaced.
-        seconds: what loading took, by part.
+        seconds: time that loading took, by part.
     """
 
     batch: Batch
@@ -76,7 +76,7 @@ class Loaded(NamedTuple):
 
 
 class Steps(Dataset[Loaded | MmrepError]):
-    """One process's batch of every step; an item's index is the step."""
+    """The batches of one process; the index of an item is the step."""
 
     def __init__(
         self,
@@ -101,24 +101,20 @@ class Steps(Dataset[Loaded | MmrepError]):
         return self.plan.steps
 
     def __getitem__(self, step: int) -> Loaded | MmrepError:
-        # An exception would reach the trainer as a worker's traceback; as a value it arrives whole.
+        # An exception would reach the trainer as the traceback of a worker; a value arrives unchanged.
         try:
             return self.load(step)
         except MmrepError as error:
             return error
 
     def load(self, step: int) -> Loaded:
-        """The batch of a step.
-
-        Raises:
-            DataError: a sample that can't be read.
-        """
+        """Return the batch of a step; raise DataError if a sample can't be read."""
         start, stage = step * self.plan.global_batch + self.offset, self.plan.stage(step)
         group, position = (part.tolist() for part in self.order.slots(start, self.local))
         draws = Draws.of(self.plan.seed, start, self.local, self.config.flip)
         images = torch.empty((self.local, 3, *stage.size), dtype=torch.uint8)
         if get_worker_info():
-            images = images.share_memory_()  # where the trainer will read it; else it would be copied there later
+            images = images.share_memory_()  # the trainer reads it there; otherwise it would be copied later
         pairs = []
         for i in range(self.local):
             pair = self.pairs.load(start + i, group[i], position[i], draws, i, stage.size)
@@ -147,7 +143,7 @@ class Steps(Dataset[Loaded | MmrepError]):
 
 
 def checksum(batch: Batch, start: int) -> Tensor:
-    """See `Loaded`; `start` is the slot of the first pair. Shape (1,), int64."""
+    """Return the checksum of a batch whose first pair has slot `start`: shape (1,), int64; see `Loaded`."""
     total = 0
     for i in range(len(batch.ids)):
         text = batch.tokens[i, : int(batch.lengths[i])].numpy().tobytes()
@@ -160,12 +156,12 @@ def checksum(batch: Batch, start: int) -> Tensor:
 
 
 def wrap(total: int) -> int:
-    """An integer modulo 2^64, as a signed number."""
+    """Return an integer modulo 2^64 as a signed number."""
     return (total + 2**63) % 2**64 - 2**63
 
 
 def default_workers(processes_here: int) -> int:
-    """Loader processes of one training process: its share of the cores, at most 8; none where that share is below 4."""
+    """Return the number of loader processes: this process's share of the cores, at most 8; 0 for a share below 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // max(processes_here, 1)
     return 0 if share < 4 else min(share - 1, 8)
@@ -179,18 +175,18 @@ def batches(
     pin_memory: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[Loaded]:
-    """The batches of steps first, first + 1, …, in order.
+    """Yield the batches of steps first, first + 1, …, in order.
 
     Args:
         steps: the batches.
-        first: the step to begin with.
-        workers: loader processes.
-        prefetch: batches that each of them prepares ahead.
-        pin_memory: whether the batches lie in pinned memory.
-        advance: called with the step whose batch is waited for next, after the loader processes have been started.
+        first: the first step.
+        workers: number of loader processes.
+        prefetch: number of batches that each of them prepares ahead.
+        pin_memory: return batches in pinned memory.
+        advance: called with each step before its batch is awaited, after the loader processes were started.
 
     Raises:
-        DataError: a sample that can't be read.
+        DataError: a sample can't be read.
     """
     loader: DataLoader[Loaded | MmrepError] = DataLoader(
         steps,
@@ -211,20 +207,21 @@ def batches(
                 raise item
             yield item
     finally:
-        # A traceback may keep the iterator alive until the program ends, which then waits forever for workers that
-        # ignore its SIGTERM.
+        # A traceback may keep the iterator alive until the program ends. The program would then wait forever for its
+        # workers, which ignore SIGTERM.
         if workers:
             items._shutdown_workers()
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer ends after its step.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer ends after its step, and needs the
+    # workers until then.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def data_state(steps: Steps) -> dict[str, object]:
-    """What has to be the same for a resumed run to continue with the same batches."""
+    """Return the settings that must not change if a resumed run is to continue with the same batches."""
     config, plan, sources = steps.config, steps.plan, steps.sources
     transform: dict[str, object] = {
         name: getattr(config, name) for name in ("crop", "min_scale", "flip", "dct_scaling")

@@ -1,4 +1,4 @@
-"""Which sample every slot of the run holds: a pure function of (seed, slot) and nothing else."""
+"""The sample of every slot of the run: a pure function of (seed, slot)."""
 
 import math
 from fractions import Fraction
@@ -11,20 +11,20 @@ from mmrep.config.checks import require
 from mmrep.data.draws import Purpose, below, permutation, random_bits
 
 ORDER_VERSION = 2
-"""Changes where the same seed and shards would give another order; frozen by golden tests."""
+"""Changes whenever the same seed and shards would give another order; frozen by golden tests."""
 
 MAX_PERIOD = 100_000
 
 
 def slot_schedule(weights: list[float]) -> NDArray[np.int64]:
-    """The sources of one period of slots, spread evenly, in exact proportion to the weights.
+    """Return the sources of one period of slots, spread evenly, in exact proportion to the weights.
 
-    Weights are taken as decimal fractions (0.7 is 7/10), so that the period is an integer. Of the sources that are
-    behind their share, a slot goes to the one that would first be a whole sample behind (the first among equals), so
-    that none is ever a sample off (Tijdeman, "The chairman assignment problem", 1980).
+    Weights are read as decimal fractions (0.7 is 7/10), so that the period is an integer. Among the sources that are
+    behind their share, the slot goes to the one that would be the first to be a whole sample behind (the first among
+    equals). No source is then ever a sample off (Tijdeman, "The chairman assignment problem", 1980).
 
     Raises:
-        ConfigError: a weight that is not finite; the period would be longer than MAX_PERIOD slots.
+        ConfigError: a weight is not finite, or the period is longer than MAX_PERIOD slots.
     """
     require(all(map(math.isfinite, weights)), f"data.train weights {weights}: expected finite numbers")
     shares = [Fraction(str(weight)) for weight in weights]
@@ -48,12 +48,12 @@ def slot_schedule(weights: list[float]) -> NDArray[np.int64]:
 
 
 class Blocks(NamedTuple):
-    """How one epoch of a source is cut into blocks of shards that are shuffled together.
+    """The blocks of shards of one epoch of a source; the samples of a block are shuffled together.
 
     Attributes:
         shards: (shards,) their order in this epoch.
-        first: (shards + 1,) samples before each of them, in this order.
-        starts: (blocks + 1,) samples before each block.
+        first: (shards + 1,) number of samples before each of them, in this order.
+        starts: (blocks + 1,) number of samples before each block.
     """
 
     shards: NDArray[np.int64]
@@ -64,20 +64,20 @@ class Blocks(NamedTuple):
 class Order:
     """The order of a run.
 
-    Each source is a concatenation of epochs, each with every sample once; batches straddle epochs. A source of at most
-    `block` samples is shuffled whole. In a larger one the shards are shuffled, cut into blocks of one size, at most
-    about `block` samples, and the samples of each block shuffled, so that neither memory nor time to start grow with
-    the source and a step reads from the shards of one block. Slots go to sources by a fixed schedule of the weights.
-    Slot t holds a sample that depends on nothing but seed, counts, weights, block, and t.
+    Each source is a concatenation of epochs, each with every sample once; batches may straddle epochs. A source of at
+    most `block` samples is shuffled as a whole. In a larger one the shards are shuffled, then cut into blocks of equal
+    size of about `block` samples at most, and the samples of each block are shuffled. Memory and start-up time then do
+    not grow with the source, and a step reads from the shards of one block. Slots go to sources by a fixed schedule of
+    the weights. The sample of slot t depends on nothing but seed, counts, weights, block, and t.
 
     Args:
-        counts: for each source, the samples in each of its shards.
-        weights: share of each source.
-        seed: the run's seed.
-        block: samples that are shuffled together, about.
+        counts: for each source, the number of samples in each of its shards.
+        weights: the share of each source.
+        seed: seed of the run.
+        block: number of samples that are shuffled together, about.
 
     Raises:
-        ConfigError: weights that `slot_schedule` refuses; a block of 2^31 samples or more.
+        ConfigError: `slot_schedule` refuses the weights, or a block has 2^31 samples or more.
     """
 
     def __init__(self, counts: list[NDArray[np.int64]], weights: list[float], seed: int, block: int) -> None:
@@ -94,7 +94,7 @@ class Order:
         self._shuffled: list[dict[tuple[int, int], NDArray[np.int32]]] = [{} for _ in counts]
 
     def slots(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples of slots start, …, start + count - 1: (count,) sources and (count,) positions within them."""
+        """Return the samples of slots start, …, start + count - 1: (count,) sources, (count,) positions in them."""
         source, turn = self._turns(np.arange(start, start + count))
         position = np.empty(count, dtype=np.int64)
         for s in np.unique(source).tolist():
@@ -106,8 +106,7 @@ class Order:
         return source, position
 
     def replacements(self, slot: int, tries: int) -> NDArray[np.int64]:
-        """Positions that stand in for a slot whose sample can't be used, one after the other: (tries,) draws from the
-        slot's own block."""
+        """Return positions to try in turn if a slot's sample can't be used: (tries,) draws from the slot's block."""
         source, turn = (int(value[0]) for value in self._turns(np.array([slot])))
         epoch, place = divmod(turn, self.sizes[source])
         blocks = self._blocks_of(source, epoch)
@@ -117,12 +116,11 @@ class Order:
         return self._in_source(source, blocks, begin + below(bits, end - begin))
 
     def shards_ahead(self, slot: int, blocks: int) -> list[NDArray[np.int64]]:
-        """For each source, the shards of the block that a slot falls into and of those that follow it, in the order
-        of their use.
+        """Return for each source the shards of a slot's block and of those that follow, in the order of their use.
 
         Args:
-            slot: of the next sample.
-            blocks: how many blocks of each source.
+            slot: slot of the next sample.
+            blocks: number of blocks of each source.
         """
         period, phase = divmod(slot, len(self.schedule))
         ahead = []
@@ -142,13 +140,13 @@ class Order:
         return ahead
 
     def _turns(self, slot: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The source of each slot, and how many samples of that source come before it."""
+        """Return the source of each slot, and the number of samples of that source before it."""
         period, phase = slot // len(self.schedule), slot % len(self.schedule)
         source = self.schedule[phase]
         return source, period * self._per_period[source] + self._before[phase, source]
 
     def _positions(self, source: int, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The positions that stand at some places of an epoch."""
+        """Return the positions in a source of the samples at some places of an epoch."""
         blocks = self._blocks_of(source, epoch)
         block = np.searchsorted(blocks.starts, places, side="right") - 1
         shuffled = np.empty(len(places), dtype=np.int64)
@@ -159,34 +157,34 @@ class Order:
         return self._in_source(source, blocks, shuffled)
 
     def _in_source(self, source: int, blocks: Blocks, shuffled: NDArray[np.int64]) -> NDArray[np.int64]:
-        """From places in the epoch's order of shards to positions in the source's own."""
+        """Convert places in the epoch's order of shards to positions in the source's own order."""
         turn = np.searchsorted(blocks.first, shuffled, side="right") - 1
         return self.firsts[source][blocks.shards[turn]] + shuffled - blocks.first[turn]
 
     def _blocks_of(self, source: int, epoch: int) -> Blocks:
         kept = self._blocks[source]
         if epoch not in kept:
-            _forget_all_but_one(kept)
+            _keep_one(kept)
             kept[epoch] = self._cut(source, epoch)
         return kept[epoch]
 
     def _cut(self, source: int, epoch: int) -> Blocks:
-        """The blocks of an epoch: a shard belongs to the block that its first sample falls into."""
+        """Return the blocks of an epoch. A shard belongs to the block of its first sample."""
         first, size = self.firsts[source], self.sizes[source]
         blocks = -(-size // self.block)
         if blocks <= 1:
             return Blocks(np.arange(len(first) - 1), first, np.array([0, size]))
         shards = permutation(self.seed, len(first) - 1, _stream(source, epoch), purpose=Purpose.SHARDS)
         permuted = np.concatenate([[0], np.cumsum(np.diff(first)[shards])])
-        # Equal blocks: what is left over after full ones could be a single shard, batches of which hardly mix.
+        # Equal blocks: the rest after full ones could be a single shard, whose batches hardly mix.
         starts = permuted[np.unique(permuted[:-1] // -(-size // blocks), return_index=True)[1]]
         return Blocks(shards, permuted, np.concatenate([starts, [size]]))
 
     def _block(self, source: int, epoch: int, block: int) -> NDArray[np.int32]:
-        """The order within one block; the two last ones of a source are kept."""
+        """Return the order within one block. The last two blocks of a source stay in memory."""
         kept = self._shuffled[source]
         if (epoch, block) not in kept:
-            _forget_all_but_one(kept)
+            _keep_one(kept)
             begin, end = self._blocks_of(source, epoch).starts[block : block + 2].tolist()
             shuffled = permutation(self.seed, end - begin, _stream(source, epoch), begin)
             kept[epoch, block] = shuffled.astype(np.int32)
@@ -197,7 +195,7 @@ def _stream(source: int, epoch: int) -> int:
     return epoch << 16 | source
 
 
-def _forget_all_but_one(kept: dict[Any, Any]) -> None:
-    """Makes room in a store of two: the older of the two goes."""
+def _keep_one(kept: dict[Any, Any]) -> None:
+    """Drop the older of two entries, so that there is room for a second one."""
     if len(kept) == 2:
         kept.pop(next(iter(kept)))

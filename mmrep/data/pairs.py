@@ -1,4 +1,4 @@
-"""One pair of a batch: its image as pixels, its caption, and what stands in for a sample that can't be used."""
+"""One pair of a batch: its image as pixels, its caption, and the replacement of a sample that can't be used."""
 
 import hashlib
 import time
@@ -14,33 +14,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.caches import cache_root
-from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.config.checks import MmrepError
 from mmrep.config.data import DataConfig
-from mmrep.data.arrays import read_arrays, write_arrays
 from mmrep.data.captions import Caption
 from mmrep.data.decode import decode_image
 from mmrep.data.decoded import DecodedImages, image_sizes
 from mmrep.data.draws import Purpose, random_bits, uniforms
+from mmrep.data.files import read_arrays, write_cache
 from mmrep.data.order import Order
-from mmrep.data.shards import DOWNLOADS, image_extension, read_member
+from mmrep.data.shards import Downloads, image_extension, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.data.transforms import CROP_DRAWS, view, view_of_decoded
 
 REPLACEMENTS = 16
-"""Samples that are tried in place of one that can't be used."""
+"""Number of samples to try in place of one that can't be used."""
 _DECODER = f"2, Pillow {PIL.__version__}, simplejpeg {version('simplejpeg')}"
-"""Another one may give other pixels."""
+"""Version of the decoder: another one may give other pixels."""
 _LEAST_BYTES = 3 * 16 * 16
-"""Of a decoded image; where even images of this size are too many, their headers need not be read."""
+"""Bytes of a tiny decoded image. If even images of this size exceed the limit, their headers are not read."""
 
 
 class Bad(NamedTuple):
     """A sample that could not be used.
 
     Attributes:
-        slot: where it stood in the order.
-        number: the sample's.
+        slot: its slot in the order.
+        number: its number.
         reason: shard, key, member and what is wrong.
     """
 
@@ -67,7 +67,7 @@ class Draws(NamedTuple):
 
     Attributes:
         captions: (slots, 2) words.
-        crops: (slots, CROP_DRAWS) uniform.
+        crops: (slots, CROP_DRAWS) uniform draws.
         flips: (slots,) whether the image is mirrored.
     """
 
@@ -77,7 +77,7 @@ class Draws(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, start: int, count: int, flip: float) -> "Draws":
-        """Of slots start, …, start + count - 1."""
+        """Return the draws of slots start, …, start + count - 1."""
         return cls(
             random_bits(seed, Purpose.CAPTION, start, count, 2),
             uniforms(seed, Purpose.CROP, start, count, CROP_DRAWS),
@@ -89,11 +89,11 @@ class Pair(NamedTuple):
     """An image and its caption.
 
     Attributes:
-        number: the sample's.
-        image: pixels.
+        number: number of the sample.
+        image: the pixels.
         caption: the caption drawn.
-        seconds: what loading it took.
-        bad: samples that stood in its place and could not be used.
+        seconds: time that loading took.
+        bad: samples that were tried before and could not be used.
     """
 
     number: int
@@ -104,13 +104,13 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """Loads the pairs of slots.
+    """Loader of the pairs of slots.
 
     Args:
         sources: the samples.
-        order: which of them stands where.
-        config: transform, and what may be skipped.
-        decoded: images that are decoded already, if they are kept.
+        order: the order of the samples.
+        config: the transform, and the share of samples that may be skipped.
+        decoded: the store of decoded images, if there is one.
     """
 
     def __init__(self, sources: Sources, order: Order, config: DataConfig, decoded: DecodedImages | None) -> None:
@@ -120,18 +120,18 @@ class Pairs:
         self.decoded = decoded
 
     def load(self, slot: int, group: int, position: int, draws: Draws, i: int, size: tuple[int, int]) -> Pair:
-        """The pair of a slot; where its sample can't be used and that is allowed, of one drawn in its place.
+        """Return the pair of a slot. If its sample can't be used and may be skipped, another one is drawn.
 
         Args:
             slot: the slot.
-            group: the sources that it is drawn from.
-            position: the sample's position there.
-            draws: of the slots around it.
-            i: the slot's place in these.
+            group: the group of sources that it is drawn from.
+            position: the sample's position in the group.
+            draws: draws of the slots around it.
+            i: the slot's position in these.
             size: rows and columns of the image.
 
         Raises:
-            DataError: the sample can't be used, and none may be skipped; nor can any of those drawn in its place.
+            DataError: the sample can't be used, and none may be skipped, or no replacement can be used either.
         """
         start = self.sources.starts[group]
         bad: list[Bad] = []
@@ -153,17 +153,17 @@ class Pairs:
     def _read(
         self, number: int, draws: Draws, i: int, size: tuple[int, int]
     ) -> tuple[UInt8[Tensor, "3 rows columns"], Caption, Seconds]:
-        waited, begin = DOWNLOADS.seconds, time.perf_counter()
+        waited, begin = Downloads.seconds, time.perf_counter()
         sample = self.sources.sample(number)
         caption = sample.captioner.draw(sample.shard, sample.row, draws.captions[i])
         image = None if self.decoded is None else self.decoded.get(number)
         extension = image_extension(sample.shard, sample.row)
         data = b"" if image is not None else read_member(sample.shard, sample.row, extension)
-        downloaded, middle = DOWNLOADS.seconds - waited, time.perf_counter()
+        downloaded, middle = Downloads.seconds - waited, time.perf_counter()
         try:
             pixels = self._view(number, data, image, draws, i, size)
         except MmrepError:
-            raise  # no fault of the sample
+            raise  # an error of the store, for example a full disk: the sample is not at fault
         except ValueError as error:
             raise DataError(f"{sample.shard.sample(sample.row)}, member {extension!r}: {error}") from error
         decode = time.perf_counter() - middle
@@ -183,12 +183,12 @@ class Pairs:
 
 
 def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
-    """The store of the sources' decoded images; None where they don't fit into `decoded_gb`, or none are to be kept."""
+    """Open the store of the sources' decoded images; return None if they take more than `decoded_gb`."""
     limit = int(config.decoded_gb * 2**30)
     if len(sources) * _LEAST_BYTES > limit:
         return None
     places = [sources.shard(shard) for shard in range(len(sources.catalog))]
-    # The digest of an index does not see bytes that were replaced by as many others.
+    # The digest of an index does not change if bytes are replaced by as many others.
     changed = [place.stat().st_mtime_ns for place in places if isinstance(place, Path)]
     state = [_DECODER, config.max_pixels, sources.digest(), sources.catalog.sizes.tolist(), changed]
     digest = hashlib.blake2b(repr(state).encode(), digest_size=16).hexdigest()
@@ -202,10 +202,7 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
 
         heights, widths = image_sizes(read, len(sources))
         known = {"heights": heights, "widths": widths}
-        try:
-            write_arrays(known, place)
-        except OSError as error:
-            raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
+        write_cache(known, place)
     return DecodedImages.open(place.parent, digest, (known["heights"], known["widths"]), limit)
 
 

@@ -19,12 +19,12 @@ def over(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
-    """The function's results, in the order of the items.
+    """Yield the function's results in the order of the items.
 
     Args:
         items: its arguments.
-        function: can be pickled.
-        workers: processes; 1: this one.
+        function: a function that can be pickled.
+        workers: number of processes; 1: no other process.
         progress: called with (items done, items).
 
     Raises:
@@ -51,5 +51,5 @@ def _counted(results: Iterator[Result], total: int, progress: Callable[[int, int
 
 
 def _end_on_ctrl_c() -> None:
-    """Ctrl-C reaches the whole process group: workers end at once, and leave the message to the parent."""
+    # Ctrl-C reaches the whole process group: workers end at once, and leave the message to the parent.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,24 +1,41 @@
-"""From what the user wrote to shard files that exist; nothing heavy is imported."""
+"""Paths of shards: patterns expanded, files found beside shards, lists read."""
 
 import os
 from glob import glob
 from pathlib import Path
 
-from mmrep.config.checks import ConfigError, require
-from mmrep.data.places import resolve_place
-from mmrep.data.regular import can_be_a_name, read_regular
+from mmrep.config.checks import ConfigError, one_of, require
+from mmrep.data.files import can_be_a_name, expand_braces, is_blank, read_regular
 from mmrep.data.remote import expand_remote, is_remote, read_remote
-from mmrep.data.spelling import expand_braces, is_blank
 
 _PACKED = (".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
+_SCENES = "scenes:"
+_SCENE_PARTS = ("train", "classes", "captions")
+
+
+def resolve_place(path: str) -> str:
+    """Return the folder of a short name: `scenes:train`, `scenes:classes` or `scenes:captions`.
+
+    The default scenes are written on first use. Any other path is returned unchanged.
+
+    Raises:
+        ConfigError: an unknown part of the scenes.
+    """
+    if not path.startswith(_SCENES):
+        return path
+    one_of("scenes", path, [_SCENES + part for part in _SCENE_PARTS])
+    # Numpy and PIL are needed only here.
+    from mmrep.data.scenes import default_scenes
+
+    return str(default_scenes() / path.removeprefix(_SCENES))
 
 
 def expand_shards(shards: str | list[str], where: str = "shards") -> list[Path | str]:
-    """The tar files that a path with braces, a glob, a folder, or a list of these stands for, each in its order.
+    """Return the tar files of a path with braces, a glob, a folder, or a list of these, each in its order.
 
     Returns:
-        Paths of local files, addresses of remote ones.
+        Paths of local files, and addresses of remote ones.
 
     Raises:
         ConfigError: nothing matches, a file is missing, a `pipe:` address, a compressed shard.
@@ -38,11 +55,7 @@ def expand_shards(shards: str | list[str], where: str = "shards") -> list[Path |
 
 
 def local_shards(shards: str | list[str], where: str = "shards") -> list[Path]:
-    """The same for commands that work on local files only.
-
-    Raises:
-        ConfigError: see `expand_shards`; a remote address.
-    """
+    """Return the same as `expand_shards`, and raise ConfigError for a remote address."""
     found = expand_shards(shards, where)
     for path in found:
         require(isinstance(path, Path), f"{where}: {path}: expected local files")
@@ -54,29 +67,44 @@ def _expand(pattern: str, where: str) -> list[Path]:
     names = expand_braces(place, f"{where}: {pattern!r}")
     paths = []
     for name in names:
-        require(can_be_a_name(name), f"{where}: no name of a shard: {name[:80]!r}")
+        require(can_be_a_name(name), f"{where}: not a possible file name: {name[:80]!r}")
         matches = [name] if os.path.exists(name) else sorted(glob(name))  # noqa: PTH110, PTH207  # of 10^5 names
+        if not matches:
+            among = f" (one of {len(names)} that {pattern!r} expands to)" if len(names) > 1 else ""
+            raise ConfigError(f"{where}: no such shard: {name}{among}")
         if len(matches) > 1:  # index files and catalogs lie beside the shards
             matches = [match for match in matches if not match.endswith(".npz")]
         for match in map(Path, matches):
-            tars = sorted(match.glob("*.tar")) if match.is_dir() else [match]
-            packed = [path for path in match.glob("*.t*") if path.name.endswith((".tgz", *_PACKED))]
-            if packed:
-                raise ConfigError(f"{where}: {packed[0]} lies among the shards and is compressed: unpack it to a .tar")
-            require(
-                match.suffix != ".npz",
-                f"{where}: {match} is an index file or a catalog; name the shards themselves here",
-            )
-            require(bool(tars), f"{where}: no .tar file in folder {match}")
-            paths += tars
-        if not matches:
-            among = f" (one of {len(names)} that {pattern!r} stands for)" if len(names) > 1 else ""
-            raise ConfigError(f"{where}: no such shard: {name}{among}")
+            paths += _tars(match, where)
     return paths
 
 
+def _tars(match: Path, where: str) -> list[Path]:
+    """Return a file itself, or the shards of a folder."""
+    require(match.suffix != ".npz", f"{where}: {match} is an index file or a catalog; name the shards themselves here")
+    if not match.is_dir():
+        return [match]
+    packed = [path for path in match.glob("*.t*") if path.name.endswith((".tgz", *_PACKED))]
+    if packed:
+        raise ConfigError(f"{where}: {packed[0]} lies among the shards and is compressed: unpack it to a .tar")
+    tars = sorted(match.glob("*.tar"))
+    require(bool(tars), f"{where}: no .tar file in folder {match}; {_help(match)}")
+    return tars
+
+
+def _help(folder: Path) -> str:
+    """Return what to do about a folder without shards."""
+    below = next((path for path in sorted(folder.glob("*/")) if any(path.glob("*.tar"))), None)
+    if below:
+        return f"shards lie in {below}"
+    return (
+        "`mmrep data pack FORMAT` makes shards of images and annotations (coco, csv, folder, …; see "
+        "`mmrep data pack --help`)"
+    )
+
+
 def find_beside(shard: str, name: str) -> str | None:
-    """A file beside a shard, local or remote, or one folder up."""
+    """Return the path of a file in the folder of a shard, local or remote, or one folder up; None if it is missing."""
     folder = shard.rpartition("/")[0] or "."
     for place in (f"{folder}/{name}", f"{folder.rpartition('/')[0] or '..'}/{name}"):
         if read_remote(place, missing_ok=True) is not None if is_remote(place) else Path(place).is_file():
@@ -85,10 +113,10 @@ def find_beside(shard: str, name: str) -> str | None:
 
 
 def read_lines(path: str | Path, where: str) -> list[str]:
-    """The lines of a text file, local or remote; blank ones at its end don't count.
+    """Return the lines of a text file, local or remote, without blank lines at its end.
 
     Raises:
-        ConfigError: the file is missing, empty, or not UTF-8; a line is blank, which would shift the rest.
+        ConfigError: the file is missing, empty, or not UTF-8; or a line is blank, which would shift the rest.
     """
     try:
         place = resolve_place(str(path))

@@ -1,4 +1,4 @@
-"""PNG files: what Pillow does not look at, or looks at too closely, before and after it decodes them."""
+"""Checks of PNG files that Pillow does not make, and removal of parts that it refuses without need."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from PIL import Image
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By colour type."""
+"""Channels of each colour type."""
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-"""First row, first column, step of rows, step of columns of each pass of an interlaced file."""
+"""First row, first column, step of rows and step of columns for each pass of an interlaced file."""
 _PIECE = 1 << 20
 
 
 def checked_png(data: bytes) -> bytes:
-    """Return a PNG file without texts and colour profile, which say nothing of its pixels.
+    """Return a PNG file without texts and colour profile, which do not change its pixels.
 
-    Pillow refuses files whose texts or profiles are long, though the pixels are sound. It looks neither for the last
-    chunk nor at checksums once it has all rows.
+    Pillow refuses files with long texts or profiles, even if the pixels are sound. Once it has all rows, it checks
+    neither the last chunk nor checksums.
 
     Raises:
-        ValueError: a chunk is missing up to IEND, or the checksum of a critical one does not hold.
+        ValueError: a chunk up to IEND is missing, or the checksum of a critical one is wrong.
     """
     view, dropped = memoryview(data), []
     for kind, start, end in _chunks(data):
@@ -39,10 +39,9 @@ def checked_png(data: bytes) -> bytes:
 
 
 def check_rows(data: bytes, picture: Image.Image) -> None:
-    """Raise ValueError unless the stream of a decoded PNG file holds all rows: Pillow leaves lost ones black.
+    """Raise ValueError unless the stream of a decoded PNG file holds all rows: Pillow leaves missing rows black.
 
-    Inflating costs half as much as decoding, so it is done only where the last row is black, or tells nothing because
-    the file is interlaced.
+    Inflating costs half as much as decoding. It is done only if the last row is black, or the file is interlaced.
     """
     width, height, interlaced = picture.width, picture.height, data[28]
     if not interlaced and np.asarray(picture.crop((0, height - 1, width, height))).any():
@@ -59,7 +58,7 @@ def check_rows(data: bytes, picture: Image.Image) -> None:
 
 
 def _inflated(data: bytes, enough: int) -> int:
-    """Count the bytes in the pixel stream of a file; no further than `enough`."""
+    """Return the number of bytes in the pixel stream of a file, counted up to `enough`."""
     inflate, found = zlib.decompressobj(), 0
     for kind, start, end in _chunks(data):
         rest = data[start + 8 : end - 4] if kind == b"IDAT" else b""
@@ -70,7 +69,7 @@ def _inflated(data: bytes, enough: int) -> int:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of each chunk up to IEND."""
+    """Yield kind, start and end of every chunk up to IEND."""
     place, kind = len(PNG_START), b""
     while kind != b"IEND":
         if place + 12 > len(data):

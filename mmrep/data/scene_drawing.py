@@ -1,8 +1,8 @@
-"""How a scene looks: signed distances of eight shapes, drawn with anti-aliased edges at any size; and its PNG file.
+"""Draw scenes from signed distances of eight shapes, with anti-aliased edges at any size; encode them as PNG.
 
 Only operations that IEEE 754 rounds exactly are used (no sine, no power, no matrix product), so that the pixels of a
-scene are the same on every machine. Coordinates are shares of the image's width, y downwards; a shape's own are in
-units of its radius.
+scene are the same on every machine. Coordinates are fractions of the image's width, with y downwards. A shape's own
+coordinates are in units of its radius.
 """
 
 import math
@@ -29,19 +29,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 130, 190),
 }
 SIZES = {"small": 0.24, "large": 0.31}
-"""Radius of the salient object; the second one's is 0.12 to 0.135."""
+"""Radius of the salient object. The radius of the second one is 0.12 to 0.135."""
 TEXTURES = ("plain", "striped", "dotted")
 BACKGROUNDS = {"white": (238, 238, 238), "gray": (164, 164, 164), "cream": (248, 228, 184)}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""Where the salient object lies, seen from the second one."""
+"""Direction of the salient object, seen from the second one."""
 
 LAYOUT_DRAWS = 16
 CLUTTER_PIECES = 7
 DRAWS = LAYOUT_DRAWS + 5 * CLUTTER_PIECES
-"""Uniform draws that a drawing takes."""
+"""Number of uniform draws that a drawing takes."""
 
-# Dark outlines on light backgrounds give all colours the same edges, and the salient object stays near the centre:
-# otherwise a small ViT needs far longer to learn the shapes.
+# Dark outlines on light backgrounds give all colours the same edges, and the salient object stays near the centre.
+# Without both, a small ViT needs far longer to learn the shapes.
 _OUTLINE, _INK = 0.11, 28.0
 _SHADE = 0.4
 _JITTER = 0.06
@@ -49,7 +49,7 @@ _COS36, _SIN36 = (1 + math.sqrt(5)) / 4, math.sqrt((5 - math.sqrt(5)) / 8)
 
 
 class Composition(NamedTuple):
-    """What a scene shows; every field is a word of its captions."""
+    """The content of a scene; every field is a word of its captions."""
 
     colour: str
     shape: str
@@ -79,7 +79,7 @@ def _triangle(x: Plane, y: Plane) -> Plane:
 
 
 def _star(x: Plane, y: Plane) -> Plane:
-    """A five-pointed star, folded into one half of one point."""
+    """Return the distance from a five-pointed star, folded into one half of one point."""
     x, y = abs(x), 0.1 - y
     fold = 2 * np.maximum(_COS36 * x - _SIN36 * y, 0)
     x, y = x - fold * _COS36, y + fold * _SIN36
@@ -99,7 +99,7 @@ def _ring(x: Plane, y: Plane) -> Plane:
 
 
 def _heart(x: Plane, y: Plane) -> Plane:
-    """Two discs, and below them the wedge of their outer tangents, from the radii to the points of contact on."""
+    """Return the distance from two discs and the wedge that their outer tangents form below them."""
     x, y = abs(x), y - 0.06
     below_radius = 0.638 * (x - 0.46) - 0.77 * (y + 0.36)
     wedge = np.maximum(np.maximum(0.77 * x + 0.638 * y - 0.6245, below_radius), -0.45 - y)
@@ -135,7 +135,7 @@ class _Thing(NamedTuple):
 
 
 def _place(content: Composition, draws: Sequence[float]) -> tuple[_Thing, _Thing]:
-    """The salient object near the centre, and the second one beside it along the relation's axis, where it has room."""
+    """Place the salient object near the centre, and the second one along the relation's axis, where it has room."""
     radius = SIZES[content.size] * (0.97 + 0.06 * draws[0])
     second_radius = 0.12 + 0.015 * draws[1]
     far = 0.98 - second_radius
@@ -157,12 +157,12 @@ def _place(content: Composition, draws: Sequence[float]) -> tuple[_Thing, _Thing
 
 
 def _coverage(distance: Plane, size: int) -> Plane:
-    """Share of each pixel inside the edge, from the distance in shares of the width."""
+    """Return the share of each pixel inside the edge, from the distance in fractions of the width."""
     return np.clip(0.5 - distance * size, 0, 1)
 
 
 def _texture(kind: str, u: Plane, v: Plane, size: int, phase: float) -> Plane | float:
-    """Share of each pixel that a texture darkens; (u, v) turn with the object."""
+    """Return the share of each pixel that a texture darkens; (u, v) turn with the object."""
     if kind == "striped":
         across = (u + v) / (0.13 * math.sqrt(2)) + phase
         return _coverage((abs(across - np.floor(across) - 0.5) - 0.25) * 0.13, size)
@@ -175,7 +175,7 @@ def _texture(kind: str, u: Plane, v: Plane, size: int, phase: float) -> Plane | 
 
 
 def _draw_thing(canvas: Plane, thing: _Thing, x: Plane, y: Plane, light: float, phase: float) -> Plane:
-    """Draws an object on a (3, H, W) canvas, in place; returns its distances."""
+    """Draw an object on a (3, H, W) canvas, in place; return its distances."""
     size = canvas.shape[1]
     square = thing.turn * thing.turn
     cosine, sine = (1 - square) / (1 + square), 2 * thing.turn / (1 + square)
@@ -190,7 +190,7 @@ def _draw_thing(canvas: Plane, thing: _Thing, x: Plane, y: Plane, light: float, 
 
 
 def _clutter(x: Plane, y: Plane, draws: Sequence[float]) -> Plane:
-    """Share of each pixel that short strokes and specks cover."""
+    """Return the share of each pixel that short strokes and specks cover."""
     pieces = np.array(draws, dtype=np.float32).reshape(CLUTTER_PIECES, 5, 1, 1)
     start_x, start_y = pieces[:, 0], pieces[:, 1]
     # Every second piece is a speck: a stroke of no length.
@@ -205,15 +205,15 @@ def _clutter(x: Plane, y: Plane, draws: Sequence[float]) -> Plane:
 def draw_scene(
     content: Composition, draws: Sequence[float], size: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"]]:
-    """Draws a scene.
+    """Draw a scene.
 
     Args:
-        content: what it shows.
-        draws: `DRAWS` numbers from [0, 1) that decide places, turns, light and clutter.
+        content: its content.
+        draws: `DRAWS` numbers from [0, 1) for places, turns, light and clutter.
         size: height and width in pixels.
 
     Returns:
-        The image, and the mask of the salient object (nothing covers it).
+        The image, and the mask of the salient object, which nothing covers.
     """
     assert len(draws) == DRAWS, f"a scene takes {DRAWS} draws, got {len(draws)}"
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -230,7 +230,7 @@ def draw_scene(
 
 
 def encode_png(pixels: UInt8[np.ndarray, "height width *channels"]) -> bytes:
-    """An RGB or single-channel PNG with uncompressed pixels, whose bytes depend on no library's version."""
+    """Return an RGB or single-channel PNG. Its pixels are not compressed: the bytes depend on no library's version."""
     height, width = pixels.shape[:2]
     rows = np.zeros((height, 1 + pixels[0].size), dtype=np.uint8)
     rows[:, 1:] = pixels.reshape(height, -1)

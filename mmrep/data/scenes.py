@@ -1,18 +1,13 @@
 """A synthetic image-text set: two coloured shapes, their relation and some clutter, with five captions an image.
 
-It is small, learnable within minutes and needs no download. The class of a scene is colour × shape of its salient
-object, the larger one, which every caption names first. A scene is a pure function of (seed, split, index).
+It is small, can be learned within minutes and needs no download. The class of a scene is colour × shape of its salient
+object: the larger one, which every caption names first. A scene is a pure function of (seed, split, index).
 """
 
 import hashlib
-import io
 import json
 import logging
-import shutil
-import tarfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from itertools import count, islice
@@ -37,9 +32,10 @@ from mmrep.data.scene_drawing import (
     draw_scene,
     encode_png,
 )
+from mmrep.data.shard_writer import ShardWriter, staged_folder
 
 SCENES_VERSION = 2
-"""Raised by any change of a scene or of the files; part of the name of the default set's folder."""
+"""Increased by any change of a scene or of the files; part of the folder name of the default set."""
 
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 TEMPLATES = ("a {c}", "picture of a {c}", "there is a {c}")
@@ -47,13 +43,13 @@ TEMPLATES = ("a {c}", "picture of a {c}", "there is a {c}")
 _CONTENT_DRAWS = 12
 _RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of", "above": "over", "below": "under"}
 
-_log = logging.getLogger("mmrep")
+LOG = logging.getLogger("mmrep")
 
 Progress = Callable[[int, int], None]
 
 
 class Split(IntEnum):
-    """Which part of the set; the scenes of two splits are drawn independently."""
+    """Parts of the set. The scenes of two splits are drawn independently."""
 
     TRAIN = 0
     CLASSES = 1
@@ -65,8 +61,8 @@ class Scene(NamedTuple):
 
     Attributes:
         image: the picture.
-        captions: five wordings of at most 16 CLIP tokens each, start and end included. In the split CAPTIONS all of
-            them describe the whole scene; otherwise three do, and two name the salient object only.
+        captions: five texts of at most 16 CLIP tokens each, including start and end. In the split CAPTIONS all of
+            them describe the whole scene; otherwise three do, and two name only the salient object.
         label: index into `CLASSES`.
         mask: the pixels of the salient object.
     """
@@ -79,15 +75,15 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class ScenesSpec:
-    """What `write_scenes` writes.
+    """Options of `write_scenes`.
 
     Attributes:
         seed: seed of all draws.
-        train: training pairs.
-        classes_test: images of the zero-shot set, the same number for each of the 64 classes.
-        gallery: images of the retrieval set, five captions each.
+        train: number of training pairs.
+        classes_test: number of images of the zero-shot set, the same for each of the 64 classes.
+        gallery: number of images of the retrieval set, five captions each.
         size: height and width in pixels.
-        shard_size: training pairs a shard.
+        shard_size: number of training pairs in a shard.
     """
 
     seed: int = 0
@@ -105,14 +101,14 @@ class ScenesSpec:
             self.classes_test % len(CLASSES) == 0,
             f"scenes.classes_test: expected a multiple of {len(CLASSES)} (the classes), got {self.classes_test}",
         )
-        # Captions are unique in the gallery; the fifth has 37,632 values, and near that it would never fill.
+        # Captions are unique in the gallery. The fifth has 37,632 values; close to that, the gallery would never fill.
         within("scenes.gallery", self.gallery, 1, 10_000)
         within("scenes.size", self.size, 16, 1024)
         at_least("scenes.shard_size", self.shard_size, 1)
 
 
 def _compose(seed: int, split: Split, index: int) -> tuple[Composition, tuple[str, ...], list[float]]:
-    """The content of a scene, its captions, and the draws that are left for the drawing."""
+    """Return the content of a scene, its captions, and the remaining draws, which the drawing takes."""
     draws = uniforms(seed, Purpose.SCENE, index, 1, _CONTENT_DRAWS + DRAWS, stream=split)[0].tolist()
     remaining = iter(draws)
 
@@ -137,7 +133,7 @@ def _compose(seed: int, split: Split, index: int) -> tuple[Composition, tuple[st
     )
     captions = _describe(content)
     if split != Split.CAPTIONS:
-        # Whole descriptions seldom need the shape to be told apart; with them alone, a short training hardly learns it.
+        # Whole descriptions can mostly be told apart without the shape; a short training would hardly learn it.
         long, short = below(len(captions)), below(len(TEMPLATES))
         whole = (captions + captions)[long : long + 3]
         captions = whole + tuple(template.format(c=name) for template in (TEMPLATES + TEMPLATES)[short : short + 2])
@@ -145,7 +141,7 @@ def _compose(seed: int, split: Split, index: int) -> tuple[Composition, tuple[st
 
 
 def _describe(content: Composition) -> tuple[str, ...]:
-    """Five wordings of the content, without draws: two scenes that one of the texts describes share that caption."""
+    """Return five texts of the content. No draws: two scenes that a text describes equally well share it."""
     main = f"{content.colour} {content.shape}"
     full = f"{content.size} {content.texture} {main}"
     second = f"{content.second_colour} {content.second_shape}"
@@ -160,13 +156,13 @@ def _describe(content: Composition) -> tuple[str, ...]:
 
 
 def scene(seed: int, index: int, size: int = 32, split: Split = Split.TRAIN) -> Scene:
-    """The scene of (seed, split, index), whatever else is drawn.
+    """Return a scene, a pure function of (seed, split, index).
 
     Args:
         seed: seed of the set.
-        index: which scene; its class is `index % 64`.
+        index: number of the scene; its class is `index % 64`.
         size: height and width in pixels; the content does not depend on it.
-        split: which part of the set.
+        split: part of the set.
     """
     content, captions, draws = _compose(seed, split, index)
     image, mask = draw_scene(content, draws, size)
@@ -174,7 +170,7 @@ def scene(seed: int, index: int, size: int = 32, split: Split = Split.TRAIN) -> 
 
 
 def gallery_indices(seed: int) -> Iterator[int]:
-    """Indices of the retrieval set: all scenes but those with a caption that an earlier one already has."""
+    """Yield the indices of the retrieval set: all scenes except those that share a caption with an earlier one."""
     taken: set[str] = set()
     for index in count():
         captions = _compose(seed, Split.CAPTIONS, index)[1]
@@ -183,14 +179,20 @@ def gallery_indices(seed: int) -> Iterator[int]:
             yield index
 
 
-def _write_shard(
-    path: Path, seed: int, split: Split, size: int, indices: Iterable[int], tick: Callable[[], None]
+def _write_shards(
+    folder: Path,
+    pattern: str,
+    size: int,
+    split: Split,
+    spec: ScenesSpec,
+    indices: Iterable[int],
+    tick: Callable[[], None],
 ) -> None:
-    """A tar whose bytes depend on the scenes only: no times, no owners."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Write the scenes of some indices into shards of at most `size` samples."""
+    writer = ShardWriter(folder, pattern, size)
+    try:
         for index in indices:
-            drawn = scene(seed, index, size, split)
+            drawn = scene(spec.seed, index, spec.size, split)
             members = {"png": encode_png(drawn.image)}
             if split != Split.CAPTIONS:
                 members["cls"] = str(drawn.label).encode()
@@ -198,11 +200,10 @@ def _write_shard(
                 members["txt"] = "\n".join(drawn.captions).encode()
             if split != Split.TRAIN:
                 members["mask.png"] = encode_png(drawn.mask.astype(np.uint8) * 255)
-            for extension, content in members.items():
-                member = tarfile.TarInfo(f"{index:08d}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+            writer.write(f"{index:08d}", members)
             tick()
+    finally:
+        writer.close()
 
 
 def _write_set(folder: Path, spec: ScenesSpec, progress: Progress | None) -> None:
@@ -212,14 +213,12 @@ def _write_set(folder: Path, spec: ScenesSpec, progress: Progress | None) -> Non
         if progress is not None:
             progress(next(done), total)
 
-    for shard, start in enumerate(range(0, spec.train, spec.shard_size)):
-        indices = range(start, min(start + spec.shard_size, spec.train))
-        _write_shard(folder / f"train/{shard:05d}.tar", spec.seed, Split.TRAIN, spec.size, indices, tick)
+    _write_shards(folder / "train", "{:05d}.tar", spec.shard_size, Split.TRAIN, spec, range(spec.train), tick)
     tests = {Split.CLASSES: range(spec.classes_test), Split.CAPTIONS: islice(gallery_indices(spec.seed), spec.gallery)}
     for split, chosen in tests.items():
-        part = folder / split.name.lower()
-        _write_shard(part / "test/0.tar", spec.seed, split, spec.size, chosen, tick)
-        (part / "test/nshards.txt").write_text("1\n")
+        part = folder / split.name.lower() / "test"
+        _write_shards(part, "{}.tar", total, split, spec, chosen, tick)
+        (part / "nshards.txt").write_text("1\n")
     (folder / "captions/dataset_type.txt").write_text("retrieval\n")
     # Beside train as well, so that it can be trained on with `caption: cls`.
     for place in (folder, folder / "classes"):
@@ -232,37 +231,17 @@ def _record(spec: ScenesSpec) -> str:
     return json.dumps({"version": SCENES_VERSION, "spec": asdict(spec)}, indent=2) + "\n"
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place in the end, or vanishes where something fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        try:
-            temporary.rename(folder)
-        except OSError as error:
-            if not folder.exists():
-                raise
-            raise ConfigError(
-                f"{folder}: cannot be replaced by the new set ({error.strerror}); name another"
-            ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def write_scenes(output_dir: Path, spec: ScenesSpec, progress: Progress | None = None) -> None:
-    """Writes a set: WebDataset shards for training, and two test sets in CLIP_benchmark's layout.
+    """Write a set: WebDataset shards for training, and two test sets in CLIP_benchmark's layout.
 
-    `train/{00000..}.tar` hold png, cls and txt (five lines); `classes/` (zero-shot) and `captions/` (retrieval) have
-    `test/0.tar` with png, mask.png and cls or txt; class names and templates, and scenes.json, lie beside. The bytes
+    `train/{00000..}.tar` hold png, cls and txt (five lines). `classes/` (zero-shot) and `captions/` (retrieval) have
+    `test/0.tar` with png, mask.png, and cls or txt. Class names, templates and scenes.json lie beside them. The bytes
     are a pure function of the spec and `SCENES_VERSION`.
 
     Args:
         output_dir: a folder that does not exist yet, or an empty one; it appears complete or not at all.
-        spec: what to write.
-        progress: called after each scene with the number written and the number of all.
+        spec: the options.
+        progress: called after each scene with (scenes written, scenes).
 
     Raises:
         ConfigError: `output_dir` is taken.
@@ -270,20 +249,20 @@ def write_scenes(output_dir: Path, spec: ScenesSpec, progress: Progress | None =
     output_dir = output_dir.resolve()
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ConfigError(f"{output_dir}: exists and is not an empty folder; name another, or remove it first")
-    with _staged(output_dir) as folder:
+    with staged_folder(output_dir, empty_ok=True) as folder:
         _write_set(folder, spec, progress)
 
 
 def default_scenes() -> Path:
-    """The folder of the default set in the cache; written on first use, which takes some seconds."""
+    """Return the folder of the default set in the cache. It is written on first use, which takes some seconds."""
     spec = ScenesSpec()
     folder = cache_root() / "scenes" / hashlib.sha256(_record(spec).encode()).hexdigest()[:16]
     if not (folder / "scenes.json").exists():
-        _log.info("writing the default scenes (%d training pairs, about 110 MB) to %s", spec.train, folder)
+        LOG.info("writing the default scenes (%d training pairs, about 110 MB) to %s", spec.train, folder)
         try:
             write_scenes(folder, spec)
         except ConfigError:
-            # Another process was faster, with the same bytes.
+            # Another process may have been faster, with the same bytes.
             if not (folder / "scenes.json").exists():
                 raise
     return folder

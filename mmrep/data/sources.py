@@ -15,24 +15,23 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.captions import Captioner
 from mmrep.data.catalog import Catalog, Progress, catalog_of, joined, key_hashes, read_catalog
+from mmrep.data.files import absolute
 from mmrep.data.indexing import cached_sidecar, load_index
 from mmrep.data.paths import expand_shards
 from mmrep.data.remote import ShardCache, is_remote
-from mmrep.data.selection import Selection
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
-from mmrep.data.spelling import absolute
+from mmrep.data.subsets import Selection
 from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
 
 _INDEX_BYTES = 96 << 20
-"""Memory of a process for the indexes of the shards it reads from, for each group of sources: those of a block of a
-million samples take 69 MB."""
+"""Bytes of memory for the open indexes of each group of sources. Those of a block of a million samples take 69 MB."""
 _VALIDATION_SHARDS = 64
 
 
 class Sample(NamedTuple):
-    """A sample's place."""
+    """The place of a sample: its shard, its row there, the captioner of its source, its number."""
 
     shard: ShardIndex
     row: int
@@ -41,7 +40,7 @@ class Sample(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A shard's index, and the rows to train on and those held out; None: all, none."""
+    """A shard's index, the rows to train on (None: all), and the rows held out."""
 
     shard: ShardIndex
     train: NDArray[np.int64] | None
@@ -51,12 +50,12 @@ class _Opened(NamedTuple):
 class Sources:
     """All training sources.
 
-    Only a table of shards is held; a shard's index is read when one of its samples is. Samples to train on are
-    numbered through, in the order of shards, over all sources.
+    Only a table of shards is in memory; a shard's index is read when one of its samples is. Samples to train on are
+    numbered consecutively over all sources, in the order of shards.
 
-    The validation split is cut by a fixed rule: of each shard, a share `fraction` of the samples (rounded up or down
-    by a hash of the shard's file name), those with the smallest hash of file name and key. It does not depend on other
-    shards, and a larger fraction holds out the same samples and more.
+    The validation split follows a fixed rule. Of each shard, a share `fraction` of the samples is held out (rounded
+    up or down by a hash of the shard's file name): those with the smallest hash of file name and key. The rule does not
+    depend on other shards, and a larger fraction holds out the same samples and more.
 
     Args:
         config: sources, validation split, caches.
@@ -64,13 +63,14 @@ class Sources:
 
     Attributes:
         catalog: all shards.
-        captioners: of each source.
+        captioners: the captioner of each source.
+        selections: for each source, the rows that its subset keeps; None without a subset.
         counts: (shards,) samples to train on.
         held: (shards,) samples held out.
-        groups: for each part of the order (a weighted source, or all sources as one), its shards' counts.
-        starts: the number of each group's first sample.
-        shard_starts: the place of each group's first shard in the catalog.
-        weights: each group's.
+        groups: for each part of the order (a weighted source, or all sources together), its shards' counts.
+        starts: for each group, the number of its first sample.
+        shard_starts: for each group, the position of its first shard in the catalog.
+        weights: for each group, its weight.
         captions: all kinds of caption.
 
     Raises:
@@ -89,25 +89,26 @@ class Sources:
             for i, (source, catalog) in enumerate(zip(config.train, catalogs, strict=True))
         ]
         self._check_classes()
-        # Without weights all sources are one: each of its samples once an epoch.
+        # Without weights all sources are one group, which has each of its samples once an epoch.
         weighted = config.train[0].weight is not None
         self.weights = [float(source.weight or 1) for source in config.train] if weighted else [1.0]
-        self._check_twice(list(pairwise(self._bounds.tolist())) if weighted else [(0, len(self.catalog))])
+        ranges = list(pairwise(self._bounds.tolist()))
+        groups = ranges if weighted else [(0, len(self.catalog))]
+        self._check_twice(groups)
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
         self._unusable: dict[int, DataError] = {}
         self.selections: list[Selection | None] = [None] * len(catalogs)
         self.held = self._held_counts()
         self.selections = [self._selection(source, i, progress) for i, source in enumerate(config.train)]
-        self._opened.clear()  # their rows were those before the selection
+        self._opened.clear()  # the rows in there were those before the selection
         self.counts = self.catalog.samples - self.held
-        for (begin, end), selection in zip(pairwise(self._bounds.tolist()), self.selections, strict=True):
+        for (begin, end), selection in zip(ranges, self.selections, strict=True):
             if selection:
                 self.counts[begin:end] = selection.counts
         self._first = np.concatenate([[0], np.cumsum(self.counts)])
-        shards = list(pairwise(self._bounds.tolist())) if weighted else [(0, len(self.catalog))]
-        self.groups = [self.counts[begin:end] for begin, end in shards]
-        self.starts = [int(self._first[begin]) for begin, _ in shards]
-        self.shard_starts = [begin for begin, _ in shards]
+        self.groups = [self.counts[begin:end] for begin, end in groups]
+        self.starts = [int(self._first[begin]) for begin, _ in groups]
+        self.shard_starts = [begin for begin, _ in groups]
         require(
             all(group.sum() for group in self.groups),
             f"data.validation.fraction {config.validation.fraction}: a source has no samples left to train on",
@@ -115,32 +116,24 @@ class Sources:
         self.captions = sorted({kind for captioner in self.captioners for kind in captioner.kinds})
 
     def __len__(self) -> int:
-        """Samples to train on."""
+        """Return the number of samples to train on."""
         return int(self._first[-1])
 
     def sample(self, number: int) -> Sample:
-        """The place of a sample to train on.
-
-        Raises:
-            DataError: its shard can't be read.
-        """
+        """Return the place of a sample to train on; raise DataError if its shard can't be read."""
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         opened, row = self._open(shard), int(number - self._first[shard])
-        return Sample(
-            opened.shard, row if opened.train is None else int(opened.train[row]), self._captioner(shard), number
-        )
+        row = row if opened.train is None else int(opened.train[row])
+        return Sample(opened.shard, row, self._captioner(shard), number)
 
     def held_out(self, most: int, skip_bad: bool = False) -> list[Sample]:
-        """The held-out samples, at most so many, spread evenly; of large sets those of a few shards spread evenly.
+        """Return at most `most` held-out samples, spread evenly; from large sets those of a few shards.
 
-        Their numbers are negative: they are not samples to train on.
+        Their numbers are negative, because they are not samples to train on.
 
         Args:
-            most: how many.
-            skip_bad: leave out, with a warning, shards that can't be read.
-
-        Raises:
-            DataError: a shard can't be read, and that is not to be skipped.
+            most: most samples.
+            skip_bad: skip shards that can't be read, with a warning, instead of raising DataError.
         """
         holding = np.flatnonzero(self.held)
         enough = max(_VALIDATION_SHARDS, -(-most * len(holding) // max(int(self.held.sum()), 1)))
@@ -165,11 +158,11 @@ class Sources:
         return samples
 
     def source_of(self, shard: int) -> int:
-        """Which source a shard belongs to."""
+        """Return the number of the source that a shard belongs to."""
         return int(np.searchsorted(self._bounds, shard, side="right")) - 1
 
     def digest(self) -> str:
-        """Of shard names, contents' layout and captions, weights and split: where it differs, so do the batches."""
+        """Return a digest of shard names, indexes, captions, weights and split. Equal batches need equal digests."""
         state = hashlib.blake2b(digest_size=16)
         for shard in range(len(self.catalog)):
             state.update(f"{self.catalog.name(shard)} {self.catalog.samples[shard]} ".encode())
@@ -181,11 +174,11 @@ class Sources:
         return state.hexdigest()
 
     def identity(self) -> str:
-        """Of the samples' keys and sizes, whatever their order and shards: equal for two users with the same data."""
+        """Return a digest of the samples' keys and sizes. It does not depend on their order and shards."""
         return f"{int(np.add.reduce(self.catalog.identities, dtype=np.uint64)):016x}"
 
     def describe(self) -> dict[str, object]:
-        """What a run's summary says of its data."""
+        """Return what a run's summary says of its data."""
         return {
             "shards": len(self.catalog),
             "samples": len(self),
@@ -195,15 +188,15 @@ class Sources:
         }
 
     def shard(self, number: int) -> Shard:
-        """A shard of the catalog, as it is read: from where it lies, or through the cache."""
-        address = self.catalog.address(number)
-        if not is_remote(address):
-            if not self.config.stage:
-                return Path(address)
-            path = Path(address).absolute()
-            version = path.stat().st_mtime_ns if path.exists() else 0
-            return RemoteShard(f"file://{path}", self.cache, int(self.catalog.sizes[number]), version=version)
-        return RemoteShard(address, self.cache, int(self.catalog.sizes[number]))
+        """Return a shard of the catalog as it is read: directly, or through the cache."""
+        address, size = self.catalog.address(number), int(self.catalog.sizes[number])
+        if is_remote(address):
+            return RemoteShard(address, self.cache, size)
+        if not self.config.stage:
+            return Path(address)
+        path = Path(address).absolute()
+        version = path.stat().st_mtime_ns if path.exists() else 0
+        return RemoteShard(f"file://{path}", self.cache, size, version)
 
     @property
     def through_cache(self) -> bool:
@@ -212,7 +205,7 @@ class Sources:
 
     @property
     def cache_bytes(self) -> int:
-        """Limit of the cache."""
+        """The size limit of the cache."""
         return int(self.config.cache_gb * 2**30)
 
     @property
@@ -225,23 +218,16 @@ class Sources:
 
     def _catalog(self, source: SourceConfig, i: int, progress: Progress | None) -> Catalog:
         patterns = [source.shards] if isinstance(source.shards, str) else source.shards
-        catalogs: list[Catalog] = []
-        plain: list[str] = []
-        for pattern in patterns:
-            if pattern.endswith(".npz"):
-                catalogs.append(read_catalog(pattern))
-            else:
-                plain.append(pattern)
+        catalogs = [read_catalog(pattern) for pattern in patterns if pattern.endswith(".npz")]
+        plain = [pattern for pattern in patterns if not pattern.endswith(".npz")]
         if plain:
             places = expand_shards(plain, f"data.train[{i}].shards")
-            shards: list[Shard] = [
-                RemoteShard(place, self.cache) if isinstance(place, str) else place for place in places
-            ]
+            shards = [RemoteShard(place, self.cache) if isinstance(place, str) else place for place in places]
             catalogs.append(catalog_of(shards, progress))
         return joined(catalogs)
 
     def _check_twice(self, groups: list[tuple[int, int]]) -> None:
-        """Raises ConfigError where a shard stands twice among those of which each sample is to come once an epoch."""
+        """Raise ConfigError if a shard is listed twice in a group, which has each sample once an epoch."""
         for begin, end in groups:
             seen: set[str] = set()
             for shard in range(begin, end):
@@ -254,7 +240,7 @@ class Sources:
                 seen.add(place)
 
     def _check_classes(self) -> None:
-        """Raises ConfigError where folders of one source have class names or templates of their own that differ."""
+        """Raise ConfigError if the folders of one source have different class names or templates."""
         for i, source in enumerate(self.config.train):
             captioner = self.captioners[i]
             if "cls" not in captioner.kinds or (source.classnames and source.templates):
@@ -270,7 +256,7 @@ class Sources:
                 )
 
     def _selection(self, source: SourceConfig, i: int, progress: Progress | None) -> Selection | None:
-        """The rows of each shard that a source's subset leaves to train on."""
+        """Return the rows of each shard that a source's subset leaves to train on."""
         if source.subset is None:
             return None
         begin, end = self._bounds[i : i + 2].tolist()
@@ -284,7 +270,7 @@ class Sources:
         )
 
     def _held_counts(self) -> NDArray[np.int64]:
-        """How many samples of each shard are held out."""
+        """Return how many samples of each shard are held out."""
         fraction = self.config.validation.fraction
         if fraction == 0:
             return np.zeros(len(self.catalog), dtype=np.int64)
@@ -295,7 +281,7 @@ class Sources:
         return self.captioners[self.source_of(shard)]
 
     def _open(self, shard: int) -> _Opened:
-        """A shard's index and rows; the last used are kept, as many as fit into their share of memory."""
+        """Return a shard's index and rows. Those used last stay in memory, up to `_INDEX_BYTES`."""
         if shard in self._opened:
             self._opened.move_to_end(shard)
             return self._opened[shard]
@@ -304,7 +290,7 @@ class Sources:
         try:
             index = self._load(shard)
         except DataError as error:
-            # Each of its samples would try again, and wait for every retry of a download.
+            # Otherwise each of its samples would try again, and wait for every retry of a download.
             self._unusable[shard] = error
             raise
         self._opened[shard] = opened = self._cut(shard, index)
@@ -317,7 +303,7 @@ class Sources:
         place = self.shard(shard)
         index = load_index(place)
         if isinstance(place, RemoteShard) and index.digest.encode() != self.catalog.digests[shard]:
-            cached_sidecar(place).unlink(missing_ok=True)  # of what lay behind the address before
+            cached_sidecar(place).unlink(missing_ok=True)  # it belongs to an older file at the address
             index = load_index(place)
         if index.digest.encode() != self.catalog.digests[shard]:
             raise DataError(
@@ -327,6 +313,7 @@ class Sources:
         return index
 
     def _cut(self, shard: int, index: ShardIndex) -> _Opened:
+        """Split the rows of a shard into those to train on and those held out."""
         train: NDArray[np.int64] | None = None
         held = np.zeros(0, dtype=np.int64)
         if self.held[shard]:
@@ -345,23 +332,48 @@ def _name_hash(name: str) -> int:
 
 
 def check_sources(config: DataConfig) -> None:
-    """Finds missing shards, class names and templates before anything heavy is imported.
+    """Find missing shards, class names and templates before anything heavy is imported.
 
     Raises:
-        ConfigError: naming the field and the path.
+        ConfigError: it names the field and the path.
     """
     for i, source in enumerate(config.train):
         patterns = [source.shards] if isinstance(source.shards, str) else source.shards
-        local = [pattern for pattern in patterns if not is_remote(pattern)]
-        for pattern in local:
+        for number, pattern in enumerate(patterns):
+            if is_remote(pattern):
+                continue
             if pattern.endswith(".npz"):
                 first = read_catalog(pattern).address(0)
             else:
-                shards = expand_shards(pattern, f"data.train[{i}].shards")
-                if not shards:
-                    raise ConfigError(f"data.train[{i}].shards: nothing matches {pattern!r}")
-                first = str(shards[0])
-            if pattern == local[0] and pattern == patterns[0] and not is_remote(first):
+                first = str(expand_shards(pattern, f"data.train[{i}].shards")[0])
+            if number == 0 and not is_remote(first):
                 Captioner(source, first, f"data.train[{i}]")
         if source.subset is not None:
             require(Path(source.subset).is_file(), f"data.train[{i}].subset: no such file: {source.subset}")
+
+
+def check_contrast(sources: Sources) -> None:
+    """Check that a training set has negatives: pairs of one class or caption are masked, and nothing is learned.
+
+    It reads samples until two belong to different groups: two samples of most sets, all samples of a set that it
+    refuses.
+
+    Raises:
+        ConfigError: all pairs that could be drawn belong to one group.
+    """
+    found: set[int] = set()
+    example = ""
+    for number in range(len(sources)):
+        sample = sources.sample(number)
+        try:
+            found |= sample.captioner.groups_of(sample.shard, sample.row)
+        except DataError:
+            continue  # the loader reports it, or replaces the sample
+        if len(found) > 1:
+            return
+        example = example or sample.captioner.draw(sample.shard, sample.row, np.zeros(2, np.uint64)).text
+    if found:
+        raise ConfigError(
+            f"data.train: all {len(sources)} pairs are of one class or caption ({example[:80]!r}): no pair has a "
+            "negative, and nothing would be learned; add other classes, or choose other captions (data.train caption)"
+        )

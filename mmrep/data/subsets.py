@@ -1,15 +1,21 @@
-"""DataComp's subsets: files of uids that say which samples of a pool to train on, without writing any shard anew."""
+"""DataComp's subsets: files of uids that select samples of a pool, without writing any shard anew."""
 
+import hashlib
 import json
 import re
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.arrays import ARRAY_ERRORS
-from mmrep.data.regular import regular_stat
+from mmrep.data.catalog import Progress
+from mmrep.data.files import ARRAY_ERRORS, regular_stat
 from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.tar import DataError
 
@@ -20,21 +26,19 @@ _CHUNK = 1 << 20
 
 
 def parse_uid(text: str) -> tuple[int, int]:
-    """The two halves of a uid of 32 hexadecimal digits.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Return the two halves of a uid of 32 hexadecimal digits; raise ValueError for another text."""
     if not _HEX.fullmatch(text):
         raise ValueError(f"expected a uid of 32 hexadecimal digits, got {text[:40]!r}")
     return int(text[:16], 16), int(text[16:], 16)
 
 
 def read_subset(path: Path) -> NDArray:
-    """The (uids,) of a subset, of dtype `UID`, ascending: mapped into memory, or a sorted copy of a file that isn't.
+    """Return the (uids,) of a subset in ascending order, with dtype `UID`.
+
+    A file in ascending order is mapped into memory, another one is copied.
 
     Raises:
-        ConfigError: no such file, not an .npy array of uids, nothing in it.
+        ConfigError: the file is missing, not an .npy array of uids, or empty.
     """
     try:
         regular_stat(path)
@@ -48,7 +52,7 @@ def read_subset(path: Path) -> NDArray:
         raise ConfigError(f"subset {path}: expected uids (dtype u8,u8; one dimension), got {got}")
     if not len(uids):
         raise ConfigError(f"subset {path}: no uids in it")
-    # numpy's sort compares structured values one by one; of two plain arrays it takes a quarter of the time.
+    # numpy's sort compares structured values one by one; sorting two plain arrays takes a quarter of the time.
     return uids if _ascending(uids) else uids[np.lexsort((uids["f1"], uids["f0"]))]
 
 
@@ -61,10 +65,10 @@ def _ascending(uids: NDArray) -> bool:
 
 
 def shard_uids(index: ShardIndex) -> NDArray:
-    """The (samples,) uids of a shard, of dtype `UID`, from the key `uid` of its json members.
+    """Return the (samples,) uids of a shard with dtype `UID`, from the key `uid` of its json members.
 
     Raises:
-        DataError: a sample without json member or uid.
+        DataError: a sample has no json member or no uid.
     """
     uids = np.empty(len(index), dtype=UID)
     for row in range(len(index)):
@@ -73,16 +77,15 @@ def shard_uids(index: ShardIndex) -> NDArray:
             uids[row] = parse_uid(str(json.loads(data)["uid"]))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = "no key 'uid'" if isinstance(error, KeyError) else str(error)
-            key = index.keys[row].decode()
             raise DataError(
-                f"{index.path}: sample {key!r}, member 'json': {reason}; a subset needs the uids that img2dataset keeps"
+                f"{index.sample(row)}, member 'json': {reason}; a subset needs the uids that img2dataset keeps"
                 " with --save_additional_columns '[\"uid\"]'"
             ) from error
     return uids
 
 
 def select(uids: NDArray, subset: NDArray) -> NDArray[np.int64]:
-    """The rows whose uid is in a subset, ascending.
+    """Return the rows whose uid is in a subset, in ascending order.
 
     Args:
         uids: (samples,) of dtype `UID`, in any order.
@@ -91,3 +94,95 @@ def select(uids: NDArray, subset: NDArray) -> NDArray[np.int64]:
     places = np.searchsorted(subset, uids)
     places[places == len(subset)] = 0
     return np.flatnonzero(subset[places] == uids)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows of each shard that a subset leaves to train on: found once, kept in the cache, mapped into memory.
+
+    Attributes:
+        counts: (shards,) number of rows of each shard.
+        digest: digest of subset, shards and validation fraction.
+        all_rows: (samples,) rows, shard after shard, mapped into memory.
+    """
+
+    counts: NDArray[np.int64]
+    digest: str
+    all_rows: NDArray[np.int32]
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """Return the rows of one shard in ascending order."""
+        begin = int(self.counts[:shard].sum())
+        return self.all_rows[begin : begin + int(self.counts[shard])].astype(np.int64)
+
+    @classmethod
+    def of(
+        cls,
+        subset: str,
+        shards: NDArray,
+        fraction: float,
+        candidates: Callable[[int], tuple[ShardIndex, NDArray[np.int64]]],
+        progress: Progress | None = None,
+    ) -> "Selection":
+        """Return the rows whose uid is in a subset.
+
+        Args:
+            subset: an .npy file of uids, as DataComp publishes them.
+            shards: (shards,) digests of the shards' indexes.
+            fraction: fraction of the validation split.
+            candidates: returns a shard's index, and its rows that are not held out.
+            progress: called with (shards done, shards).
+
+        Raises:
+            ConfigError: not a list of uids, or none of them is in the shards.
+            DataError: a sample has no uid.
+        """
+        uids = read_subset(Path(subset))
+        state = hashlib.blake2b(digest_size=16)
+        state.update(np.ascontiguousarray(uids).view(np.uint8).data)
+        state.update(shards.tobytes() + repr(fraction).encode())
+        digest = state.hexdigest()
+        folder = cache_root() / "selections"
+        rows, ends = folder / f"{digest}.rows.npy", folder / f"{digest}.counts.npy"
+        known = _known(rows, ends, len(shards))
+        if known is None:
+            found = []
+            for shard in range(len(shards)):
+                index, free = candidates(shard)
+                rows_kept = np.intersect1d(select(shard_uids(index), uids), free, assume_unique=True)
+                found.append(rows_kept.astype(np.int32))
+                if progress:
+                    progress(shard + 1, len(shards))
+            _save(np.concatenate(found), rows)
+            _save(np.array([len(kept) for kept in found], dtype=np.int64), ends)
+            known = _known(rows, ends, len(shards))
+            if known is None:
+                raise ConfigError(f"{rows}: not what was written there just now; MMREP_CACHE moves the cache")
+        counts, all_rows = known
+        if not counts.sum():
+            raise ConfigError(f"subset {subset}: none of its {len(uids)} uids is in the shards")
+        return cls(counts, digest, all_rows)
+
+
+def _known(rows: Path, ends: Path, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """Return counts and rows from the cache; None if there are none, or damaged ones."""
+    try:
+        counts = np.load(ends, allow_pickle=False)
+        found = np.load(rows, mmap_mode="r", allow_pickle=False) if counts.sum() else np.empty(0, np.int32)
+        fits = counts.shape == (shards,) and counts.dtype == np.int64 and (counts >= 0).all()
+        fits = fits and found.shape == (counts.sum(),) and found.dtype == np.int32
+    except ARRAY_ERRORS:
+        return None
+    return (counts, found) if fits else None
+
+
+def _save(array: NDArray, place: Path) -> None:
+    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.npy")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, array, allow_pickle=False)
+        temporary.replace(place)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error

@@ -1,10 +1,9 @@
-"""Walking a tar file: which samples it holds and where their members lie. Any damage is an error that names it."""
+"""Walk a tar file: find its samples and the places of their members. Any damage is an error that names it."""
 
 import re
 import tarfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,10 @@ HEADER_BYTES = _BLOCK = 512
 _SIZE = re.compile(rb" *[0-7]*[ \0]*")
 _DECIMAL = re.compile(r"[0-9]{1,20}")
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
-"""tarfile lets the latter pass where the records of an extended header are damaged."""
+"""Exceptions of tarfile. All but the first come from damaged records of an extended header."""
+
+Rows = list[tuple[str, dict[str, tuple[int, int]]]]
+"""Samples in the order of the tar: the key, and for each extension the offset and size of the member."""
 
 
 class DataError(MmrepError):
@@ -23,19 +25,15 @@ class DataError(MmrepError):
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header whose size is octal digits, or a number in base 256.
+    """A tar header whose size must be octal digits or a number in base 256.
 
-    tarfile leaves the field to int(), which takes `0o17`, `1_7` and `+17` too: of a damaged header, another number than
-    the one written. It takes any damaged size of an extended header for 0.
+    tarfile passes the field to int(), which also accepts `0o17`, `1_7` and `+17`: in a damaged header, another number
+    than the one written. It reads any damaged size of an extended header as 0.
     """
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":  # type: ignore[override]  # stubs: Self
-        """See TarInfo.
-
-        Raises:
-            ValueError: a damaged size.
-        """
+        """See TarInfo; raises ValueError for a damaged size."""
         header = super().frombuf(buf, encoding, errors)
         field = bytes(buf[124:136])
         if field[0] not in (0x80, 0xFF) and not _SIZE.fullmatch(field):
@@ -43,28 +41,18 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class Layout(NamedTuple):
-    """What lies where in a shard.
-
-    Attributes:
-        keys: (samples,) keys, UTF-8.
-        members: for each extension, (samples, 2) offsets and sizes in bytes; -1 where a sample has no such member.
-    """
-
-    keys: NDArray
-    members: dict[str, NDArray[np.int64]]
-
-
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member: the name up to the first dot after the last slash, and what follows that dot."""
+    """Return key and extension of a member. The extension begins at the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def is_header_of(header: bytes, name: bytes, size: int) -> bool:
-    """Whether a tar header, as it stands before a member's bytes, can be that of a member of this name (in any case)
-    and size. Names that tar spells in other ways (long, not ASCII) are not compared."""
+    """Return whether a tar header can be that of a member of this name (in any case) and size.
+
+    Names that tar stores in other ways (long, or not ASCII) are not compared.
+    """
     field, found, prefix = header[124:136], header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
     digits = field.strip(b"\0 ").lstrip(b"0")
     if not field.startswith(b"\x80") and digits != (b"%o" % size).lstrip(b"0"):  # else a number in base 256
@@ -73,18 +61,22 @@ def is_header_of(header: bytes, name: bytes, size: int) -> bool:
     return not plain or found.lower() == name.lower()
 
 
-def walk_tar(file: Path, shard: object) -> Layout:
-    """Reads every header of a tar file.
+def walk_tar(file: Path, shard: object) -> tuple[NDArray, dict[str, NDArray[np.int64]]]:
+    """Read every header of a tar file.
 
     Args:
         file: the tar file.
-        shard: what messages call it.
+        shard: its name in messages.
+
+    Returns:
+        The (samples,) keys in UTF-8; and for each extension the (samples, 2) offsets and sizes in bytes, -1 where a
+        sample has no such member.
 
     Raises:
         DataError: not a tar, truncated, a damaged header, a link, a name that leaves the shard's folder or is without
             key or extension, a key whose members are not together, no samples.
     """
-    rows: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    rows: Rows = []
     size, end, last = file.stat().st_size, 0, "the beginning"
     try:
         with tarfile.open(file, "r:", encoding="utf-8", tarinfo=_Header) as tar:
@@ -92,7 +84,9 @@ def walk_tar(file: Path, shard: object) -> Layout:
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 last = f"member {member.name!r}"
                 _check_member(member, size, shard)
-                if member.isreg() and not _is_metadata(member.name):
+                # webdataset does not count members such as `__index__` as samples.
+                metadata = member.name.startswith("__") and member.name.endswith("__") and "/" not in member.name
+                if member.isreg() and not metadata:
                     _add_member(rows, member, shard)
     except DataError:
         raise
@@ -102,7 +96,12 @@ def walk_tar(file: Path, shard: object) -> Layout:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{shard}: not a readable tar file after {last}: {reason}{packed}") from error
     _check_end(file, end, last, shard)
-    return _layout(rows, shard)
+    if not rows:
+        raise DataError(f"{shard}: no samples")
+    twice, count = Counter(key for key, _ in rows).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{shard}: the members of key {twice!r} are not together (a duplicate key, or a wrong order)")
+    return np.array([key.encode() for key, _ in rows]), _places(rows)
 
 
 def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
@@ -111,7 +110,7 @@ def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
         kind = "sparse" if member.issparse() else link
         raise DataError(f"{shard}: member {member.name!r} is {kind}; store whole files")
     if not _DECIMAL.fullmatch(member.pax_headers.get("size", "0")):
-        raise DataError(f"{shard}: member {member.name!r} has a size that is no number: its header is damaged")
+        raise DataError(f"{shard}: member {member.name!r} has a size that is not a number: its header is damaged")
     if member.size < 0 or "\0" in member.name:
         wrong = f"a size of {member.size} bytes" if member.size < 0 else "a zero byte in its name"
         raise DataError(f"{shard}: member {member.name!r} has {wrong}: its header is damaged")
@@ -121,12 +120,12 @@ def _check_member(member: tarfile.TarInfo, size: int, shard: object) -> None:
         raise DataError(f"{shard}: truncated within member {member.name!r}")
 
 
-def _add_member(rows: list[tuple[str, dict[str, tuple[int, int]]]], member: tarfile.TarInfo, shard: object) -> None:
+def _add_member(rows: Rows, member: tarfile.TarInfo, shard: object) -> None:
     key, extension = split_name(member.name)
     if not extension or not key.rpartition("/")[2]:
         raise DataError(f"{shard}: member {member.name!r} belongs to no sample: expected KEY.EXTENSION")
     for part, text in (("key", key), ("extension", extension)):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # as tarfile writes what it can't decode
+        if any("\ud800" <= character <= "\udfff" for character in text):  # tarfile's spelling of undecodable bytes
             raise DataError(f"{shard}: {part} {text!r} is not UTF-8")
     if not rows or rows[-1][0] != key:
         rows.append((key, {}))
@@ -135,14 +134,11 @@ def _add_member(rows: list[tuple[str, dict[str, tuple[int, int]]]], member: tarf
     rows[-1][1][extension] = (member.offset_data, member.size)
 
 
-def _is_metadata(name: str) -> bool:
-    """Whether a member is one of those that webdataset sets apart from samples, as in `__index__`."""
-    return name.startswith("__") and name.endswith("__") and "/" not in name
-
-
 def _check_end(file: Path, end: int, last: str, shard: object) -> None:
-    """tarfile stops silently at a damaged header: after the last member nothing but zeros may follow, a block at
-    least."""
+    """Check that at least one block of zeros, and nothing else, follows the last member.
+
+    tarfile stops silently at a damaged header.
+    """
     with file.open("rb") as opened:
         opened.seek(end)
         tail = opened.read(_BLOCK)
@@ -154,15 +150,10 @@ def _check_end(file: Path, end: int, last: str, shard: object) -> None:
             tail = opened.read(1 << 20)
 
 
-def _layout(rows: list[tuple[str, dict[str, tuple[int, int]]]], shard: object) -> Layout:
-    if not rows:
-        raise DataError(f"{shard}: no samples")
-    twice, count = Counter(key for key, _ in rows).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"{shard}: the members of key {twice!r} are not together (a duplicate key, or a wrong order)")
+def _places(rows: Rows) -> dict[str, NDArray[np.int64]]:
     extensions = sorted({extension for _, row in rows for extension in row})
     members = {extension: np.full((len(rows), 2), -1, dtype=np.int64) for extension in extensions}
     for i, (_, row) in enumerate(rows):
         for extension, place in row.items():
             members[extension][i] = place
-    return Layout(np.array([key.encode() for key, _ in rows]), members)
+    return members

@@ -1,4 +1,4 @@
-"""From an image file to training pixels: crops and resizes, whose randomness comes from outside, as uniform draws."""
+"""From an image file to training pixels: crops and resizes whose randomness is passed in as uniform draws."""
 
 import math
 
@@ -16,7 +16,7 @@ from mmrep.pixels import Box, centre, cover, is_thin, resized_part
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
-"""Uniform draws that `random_crop_box` takes."""
+"""Number of uniform draws that `random_crop_box` takes."""
 _RATIO = (3 / 4, 4 / 3)
 
 
@@ -30,18 +30,18 @@ def view(
     max_pixels: int = MAX_PIXELS,
     dct_scaling: bool = False,
 ) -> UInt8[Tensor, "3 rows columns"]:
-    """The training pixels of one image file.
+    """Return the training pixels of one image file.
 
     Args:
         data: the file.
-        crop: `random_resized` or `resize` (short side, centre).
+        crop: `random_resized` or `resize` (short side, then the centre).
         min_scale: least share of the area that a random crop keeps.
         size: rows and columns of the result.
-        draws: (CROP_DRAWS,) uniform draws; `resize` needs none of them.
-        flip: whether to mirror left and right.
-        max_pixels: a larger image is refused.
-        dct_scaling: whether a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size where the crop stays at least as
-            large as the result. The box is the same, to half a pixel of the smaller image; the pixels differ.
+        draws: (CROP_DRAWS,) uniform draws; `resize` uses none of them.
+        flip: mirror left and right.
+        max_pixels: larger images are refused.
+        dct_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop stays at least as large as the result.
+            The box is the same to half a pixel of the smaller image; the pixels differ.
 
     Raises:
         ValueError: see `decode_image`.
@@ -58,7 +58,7 @@ def view(
     if tuple(image.shape[1:]) != (height, width):
         box = _divided(box, reduction(height, width, least))
     if crop == "resize":
-        # The rows and columns of the full-size image: those of the small one may be one less or more.
+        # Rows and columns follow from the full-size image: those of the small one may differ by one.
         middle = _middle(image, box, cover(height, width, size), size)
         return middle.flip(2) if flip else middle
     return crop_resize(image, box, size, flip)
@@ -72,7 +72,7 @@ def view_of_decoded(
     draws: NDArray,
     flip: bool,
 ) -> UInt8[Tensor, "3 rows columns"]:
-    """The training pixels of a decoded image, the same as `view` makes of its file; arguments as there."""
+    """Return the training pixels of a decoded image, equal to those that `view` makes of its file."""
     if crop == "resize":
         middle = resize_center(image, size)
         return middle.flip(2) if flip else middle
@@ -81,13 +81,14 @@ def view_of_decoded(
 
 
 def random_crop_box(height: int, width: int, min_scale: float, draws: NDArray) -> Box:
-    """A random part of an image: area from `min_scale` to all of it, aspect ratio from 3/4 to 4/3 (log-uniform).
+    """Return a random box: area from `min_scale` to the whole image, aspect ratio from 3/4 to 4/3 (log-uniform).
 
-    The law of torchvision's RandomResizedCrop: tries until a box fits, else the largest centred box within the ratios.
+    The distribution is that of torchvision's RandomResizedCrop: it tries until a box fits, and falls back to the
+    largest centred box within the ratios.
 
     Args:
-        height: of the image.
-        width: of the image.
+        height: height of the image.
+        width: width of the image.
         min_scale: least share of the area.
         draws: (CROP_DRAWS,) uniform draws.
     """
@@ -104,9 +105,10 @@ def random_crop_box(height: int, width: int, min_scale: float, draws: NDArray) -
 
 
 def _divided(box: Box, factor: int) -> Box:
-    """The box in an image `factor` times smaller: its edges rounded to whole pixels, halves outwards.
+    """Return the box in an image `factor` times smaller.
 
-    Rounded all the same way, halves would move the whole picture instead of widening it.
+    Its edges are rounded to whole pixels, halves outwards. If all halves were rounded the same way, they would move
+    the picture instead of widening it.
     """
     top, left = (math.ceil(edge / factor - 0.5) for edge in box[:2])
     bottom, right = (math.floor((box[i] + box[i + 2]) / factor + 0.5) for i in (0, 1))
@@ -116,42 +118,39 @@ def _divided(box: Box, factor: int) -> Box:
 def crop_resize(
     image: UInt8[Tensor, "3 height width"], box: Box, size: tuple[int, int], flip: bool = False
 ) -> UInt8[Tensor, "3 rows columns"]:
-    """The part of an image within `box`, resized (bicubic, antialiased, in uint8) to `size`, mirrored if `flip`.
+    """Crop an image to `box`, resize it to `size` (bicubic, antialiased, in uint8), and mirror it if `flip`.
 
-    Fastest on images laid out channels last, as `decode_image` makes them; so is the result.
+    It is fastest on channels-last images, such as those of `decode_image`; the result is channels last too.
     """
     top, left, h, w = box
     part = image[:, top : top + h, left : left + w]
     if (h, w) != size:
-        # torch's uint8 kernel repacks its input and its output unless these are contiguous, channels last, and seen
-        # to be so, which a batch of one is only by the stride of its first dimension. Pixels are the same.
+        # torch's uint8 kernel copies its input and output unless they are contiguous in channels-last order. In a batch
+        # of one, it sees that only by the stride of the first dimension. The pixels are the same.
         rows = torch.from_numpy(np.ascontiguousarray(part.permute(1, 2, 0).numpy()))
         part = F.interpolate(rows[None].permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True)[0]
     return part.flip(2) if flip else part
 
 
 def resize_center(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 rows columns"]:
-    """Resizes the image until it just covers `size` (bicubic, antialiased), then cuts the centre out.
+    """Resize an image until it just covers `size` (bicubic, antialiased), then crop its centre.
 
-    Of a thin image, no more than the centre is made (see `resized_part`).
+    Of a thin image, only the centre is computed (see `resized_part`).
     """
     height, width = image.shape[1:]
     return _middle(image, (0, 0, height, width), cover(height, width, size), size)
 
 
-def _by_pillow(image: Tensor, whole: tuple[int, int], part: Box) -> Tensor:
-    return torch.from_numpy(resized_part(image.permute(1, 2, 0).numpy(), whole, part)).permute(2, 0, 1)
-
-
 def _middle(image: Tensor, box: Box, whole: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The centre of what the image within `box` becomes when it is resized to `whole` rows and columns."""
+    """Return the centre of `image` within `box` after a resize to `whole` rows and columns."""
     top, left, rows, columns = part = centre(whole, size)
     if is_thin(box[2:], whole, part):
-        return _by_pillow(image[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]], whole, part)
+        pixels = image[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]].permute(1, 2, 0).numpy()
+        return torch.from_numpy(resized_part(pixels, whole, part)).permute(2, 0, 1)
     return crop_resize(image, box, whole)[:, top : top + rows, left : left + columns]
 
 
 def kept_patches(draws: NDArray, keep: int) -> Tensor:
-    """(batch, keep) ascending positions of the patches with the smallest of the (batch, patches) draws."""
+    """Return the (batch, keep) ascending positions of the smallest of the (batch, patches) draws."""
     order = torch.from_numpy(draws).argsort(dim=1, stable=True)[:, :keep]
     return order.sort(dim=1).values

@@ -29,6 +29,8 @@ from mmrep.model.dual_encoder import DualEncoder
 
 SCHEMA = 1
 _NONE = "–"
+_LEAST_NAME = 14
+"""Characters of a model's name that a table leaves at least."""
 
 TASK_FUNCTIONS: dict[str, TaskFunction] = {
     "zeroshot": zeroshot,
@@ -170,37 +172,67 @@ def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] |
     write_json(path, content)
 
 
-def table(results: Sequence[Result], width: int | None = None) -> str:
-    """Results as lines of text, the models below each other: shares as percentages, ranks as they are.
+def results_table(results: Sequence[Result], width: int | None = None, most: int | None = None) -> str:
+    """Return results as a table with a column for each model: shares as percentages, ranks as they are.
+
+    A figure that would be another one if all ties were decided against the model has a row of its own.
 
     Args:
-        results: of `evaluate`.
-        width: of the terminal, which long names are shortened for where they have to; None: never.
+        results: what `evaluate` found.
+        width: columns of the terminal. Long names are shortened, and models that do not fit follow in further tables;
+            None does neither.
+        most: number of rows to show, the main figures of all tasks first; None shows all.
     """
-    rows = [["dataset", "task", "n", "metric", "model", "value", "chance", "worst ties"]]
+    models = list(dict.fromkeys(result.model for result in results))
+    rows = _rows(results)
+    left_out = 0
+    if most is not None and len(rows) > most:
+        kept = sorted(sorted(rows, key=lambda key: rows[key][0])[:most], key=list(rows).index)
+        left_out, rows = len(rows) - most, {key: rows[key] for key in kept}
+    head = ["dataset", "task", "n", "metric", "chance"]
+    widest = max((len(name) for name in models), default=0)
+    fitting = len(models)
+    if width is not None:
+        own = sum(max(len(row[i]) for row in (head, *rows)) + 2 for i in range(len(head)))
+        fitting = max(1, (width - own) // (min(widest, _LEAST_NAME) + 2))
+    tables = []
+    for start in range(0, len(models), fitting):
+        part = models[start : start + fitting]
+        cells = [
+            [*head, *part],
+            *([*key, *(found.get(model, _NONE) for model in part)] for key, (_, found) in rows.items()),
+        ]
+        tables.append(align(cells if width is None else shortened(cells, width, ("dataset", *part))))
+    more = f"\n… and {left_out} more figures in results.json" if left_out else ""
+    return "\n\n".join(tables) + more
+
+
+_Key = tuple[str, str, str, str, str]
+
+
+def _rows(results: Sequence[Result]) -> dict[_Key, tuple[int, dict[str, str]]]:
+    """Return a table's rows: dataset, task, n, metric and chance → the metric's place in its task, cells by model."""
     tasks: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         tasks.setdefault((result.evalset.name, result.task), []).append(result)
-    for task in tasks.values():
-        for metric in dict.fromkeys(name for result in task for name in _figures(result)):
-            rows += [_row(result, metric) for result in task if metric in _figures(result)]
-    if all(row[-1] == _NONE for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    return align(rows if width is None else shortened(rows, width, ("model", "dataset")))
+    rows: dict[_Key, tuple[int, dict[str, str]]] = {}
+    for (dataset, task), found in tasks.items():
+        for place, metric in enumerate(dict.fromkeys(name for result in found for name in _figures(result))):
+            cells = {
+                result.model: number(metric, _figures(result)[metric]) for result in found if metric in _figures(result)
+            }
+            worst = {
+                result.model: number(metric, result.evaluation.pessimistic.get(metric, _figures(result)[metric]))
+                for result in found
+                if metric in _figures(result)
+            }
+            chance = next((result.evaluation.chance.get(metric) for result in found), None)
+            key = (dataset, task, str(len(found[0].evalset.records)))
+            rows[*key, metric, _NONE if chance is None else number(metric, chance)] = (place, cells)
+            if worst != cells:
+                rows[*key, f"{metric}, worst ties", ""] = (place + 1000, worst)
+    return rows
 
 
 def _figures(result: Result) -> dict[str, float]:
     return {**result.evaluation.metrics, **result.evaluation.further}
-
-
-def _row(result: Result, metric: str) -> list[str]:
-    found, evalset = result.evaluation, result.evalset
-    numbers = (_figures(result)[metric], found.chance.get(metric), found.pessimistic.get(metric))
-    cells = [_cell(metric, number) for number in numbers]
-    return [evalset.name, result.task, str(len(evalset.records)), metric, result.model, *cells]
-
-
-def _cell(metric: str, value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return number(metric, value)

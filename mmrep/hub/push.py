@@ -55,7 +55,7 @@ class PushResult(NamedTuple):
     removed: tuple[str, ...] = ()
 
 
-class Run(NamedTuple):
+class RunFiles(NamedTuple):
     """A finished run, or a bare model folder.
 
     Attributes:
@@ -111,7 +111,7 @@ def push(
     return PushResult(url, commit, sizes, card, removed)
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path) -> RunFiles:
     """Return the files of a run's folder, of its `final/`, or of a bare model folder, as they are published.
 
     Raises:
@@ -126,7 +126,7 @@ def read_run(run: Path) -> Run:
             (folder / "config.json").is_file() and (folder / "model.safetensors").is_file(),
             f"{run}: neither a run (config.yaml and final/) nor a model (config.json and model.safetensors)",
         )
-        return Run(dict(_own_files(folder)), None, None, _check_model(folder))
+        return RunFiles(dict(_own_files(folder)), None, None, _check_model(folder))
     model = folder / "final"
     resume = f"`mmrep train --config {run / 'config.yaml'} --resume auto`"
     require(model.is_dir(), f"{run}: not finished, it has no final/; go on with {resume}")
@@ -141,7 +141,7 @@ def read_run(run: Path) -> Run:
         content = _parse(place, json.loads)
         files["results.json"], content = _published(place, content, lambda found: json.dumps(found, indent=2) + "\n")
         results = _entries(content, place)
-    return Run(files, config, results, version)
+    return RunFiles(files, config, results, version)
 
 
 def _published(path: Path, content: Any, write: Callable[[Any], str]) -> tuple[Path | bytes, Any]:

@@ -14,10 +14,10 @@ from torch import Tensor
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
-from mmrep.config.tree import differences
+from mmrep.config.tree import changed_fields
 from mmrep.model.convert import OPENAI_SIZES, StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.load import CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
+from mmrep.model.load import MODEL_CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
 from mmrep.model.presets import complete, from_open_clip
 from mmrep.model.trunk import num_heads, walk
 
@@ -32,7 +32,7 @@ LOG = logging.getLogger("mmrep")
 
 def create_model(
     name: str | None = None,
-    pool: str | dict[str, Any] | PoolConfig = "cls",
+    pool: str | dict[str, Any] | PoolConfig = "avg",
     seed: int = 0,
     loss: str = "infonce",
     **fields: Any,
@@ -94,7 +94,7 @@ def _with_trained_preprocessing(config: ModelConfig, trained: ModelConfig) -> Mo
 def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
     """The model that weights belong to, with the head that it was trained with."""
     preserve = config.pool_init == "preserve"
-    if any((weights / name).exists() for name in (CONFIG, f"final/{CONFIG}", OPEN_CLIP_CONFIG)):
+    if any((weights / name).exists() for name in (MODEL_CONFIG, f"final/{MODEL_CONFIG}", OPEN_CLIP_CONFIG)):
         trained = load(weights, allow_pickle=config.allow_pickle)
         require(
             not preserve or trained.config.pool_init == "fresh",
@@ -168,7 +168,7 @@ def _changed_options(model: DualEncoder, trained: DualEncoder) -> list[str]:
         {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
     )
     # Fields before entries of `args`. What one of them leaves out, and the other has at its default, is no change.
-    found = sorted(differences(now, then).items(), key=lambda item: ".args" in item[0])
+    found = sorted(changed_fields(now, then).items(), key=lambda item: ".args" in item[0])
     return [
         f"model.{key} is {here}, was {there}"
         for key, (here, there) in found

@@ -57,7 +57,7 @@ class ImageEncoder(nn.Module):
             self.graft = graft(pool, base, self.width, heads) if base else None
             self.pool = self.graft.head if self.graft else build_configured(pool, self.width, heads)
         self._check_fit(config, pool)
-        self.stages = stage_blocks(len(self.trunk.blocks), self.pool.stages)
+        self.stage_blocks = stage_blocks(len(self.trunk.blocks), self.pool.num_stages)
         self.projection: nn.Module = nn.Identity()
         if config.projection:
             with seeded(seed, "image.projection"):
@@ -84,7 +84,7 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"model.pool {pool.name!r} needs the whole patch grid: set model.image.patch_dropout to 0"
             )
-        if self.pool.stages:
+        if self.pool.num_stages:
             check_stages(self.trunk)
         if self.norm_after and self.pool.out_dim != self.width:
             raise ConfigError(
@@ -150,7 +150,7 @@ class ImageEncoder(nn.Module):
         grid = self.grid_of((images.shape[2], images.shape[3]))
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
-        x, earlier = walk(self.trunk, images, kept, self.grad_checkpointing and self.training, self.stages)
+        x, earlier = walk(self.trunk, images, kept, self.grad_checkpointing and self.training, self.stage_blocks)
         if not self.norm_after:
             x = self.norm(x)
         stages = tuple(stage[:, self.prefix :] for stage in earlier)

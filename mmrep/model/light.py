@@ -30,7 +30,7 @@ def light_from(model: DualEncoder) -> DualEncoder:
             f"token, got {pool.name!r} with {pool.args or 'no args'}{grafted}"
         )
     given = pool.checked_args()
-    args = {"ffn_ratio": given.ffn_ratio, "tokens": given.tokens, "stages": head.stages}
+    args = {"ffn_ratio": given.ffn_ratio, "tokens": given.tokens, "stages": head.num_stages}
     if given.num_heads is not None:
         args["num_heads"] = given.num_heads
     light_config = dataclasses.replace(

@@ -20,7 +20,7 @@ from mmrep.model.hub_files import is_model_config
 from mmrep.model.presets import from_open_clip
 from mmrep.model.proof import ProofCache, prove_equal_to_open_clip
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+MODEL_CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 FORMAT = 1
@@ -74,7 +74,7 @@ def write_model_config(model: DualEncoder, folder: Path) -> None:
         "tokenizer": model.tokenizer.digest(),
         "model": fields,
     }
-    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / MODEL_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load(
@@ -105,15 +105,15 @@ def load(
         folder = fetch_model(str(source).removeprefix(HUB), revision)
     else:
         folder = Path(source)
-        if not is_model_config(folder / CONFIG) and (folder / "final" / CONFIG).exists():
+        if not is_model_config(folder / MODEL_CONFIG) and (folder / "final" / MODEL_CONFIG).exists():
             folder = folder / "final"
-    if (folder / OPEN_CLIP_CONFIG).exists() and not is_model_config(folder / CONFIG):
+    if (folder / OPEN_CLIP_CONFIG).exists() and not is_model_config(folder / MODEL_CONFIG):
         model = _load_open_clip(folder, allow_pickle, verify)
-    elif (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
+    elif (folder / MODEL_CONFIG).exists() and (folder / WEIGHTS).exists():
         model = _load_own(folder)
     else:
         raise ConfigError(
-            f"{source}: no model there: expected a folder with {CONFIG} and {WEIGHTS} (a run's final/), "
+            f"{source}: no model there: expected a folder with {MODEL_CONFIG} and {WEIGHTS} (a run's final/), "
             f"or with {OPEN_CLIP_CONFIG}"
         )
     return model.to(device).eval()
@@ -134,7 +134,7 @@ def read_json(path: Path) -> Any:
 
 
 def _load_own(folder: Path) -> DualEncoder:
-    place = folder / CONFIG
+    place = folder / MODEL_CONFIG
     found = read_json(place)
     newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
     require(not newer, f"{place}: written by a newer mmrep ({quoted(found.get('mmrep'))}); upgrade mmrep")
@@ -175,7 +175,7 @@ def find_weights(folder: Path) -> Path:
         ConfigError: there is none.
     """
     names = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS, *PICKLES]
-    if (folder / CONFIG).exists():
+    if (folder / MODEL_CONFIG).exists():
         names.remove(WEIGHTS)  # with a config of its own it belongs to transformers
     found = [folder / name for name in names if (folder / name).exists()]
     require(bool(found), f"{folder}: no weights there (looked for {', '.join(names)})")

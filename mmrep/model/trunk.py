@@ -199,7 +199,7 @@ def walk(
     images: Float[Tensor, "batch 3 rows columns"],
     kept: Int64[Tensor, "batch kept"] | None = None,
     grad_checkpointing: bool = False,
-    stages: Sequence[int] = (),
+    blocks: Sequence[int] = (),
 ) -> tuple[Float[Tensor, "batch tokens width"], tuple[Float[Tensor, "batch tokens width"], ...]]:
     """The un-normed output tokens of a trunk, prefix first, and those after the blocks asked for.
 
@@ -208,7 +208,7 @@ def walk(
         images: normalised images.
         kept: positions of the patches kept; the others are left out after the position embedding.
         grad_checkpointing: recompute each block in the backward pass.
-        stages: numbers of blocks, from 0, whose output tokens are wanted too.
+        blocks: numbers of the blocks, from 0, whose output tokens are returned too.
 
     Raises:
         ConfigError: patches dropped on a trunk with rotary embeddings, or patches dropped or stages asked of a family
@@ -217,7 +217,7 @@ def walk(
     if not isinstance(trunk, WALKED):
         if kept is not None:
             raise ConfigError(f"model.image.patch_dropout: not supported for {type(trunk).__name__}")
-        if stages:
+        if blocks:
             check_stages(trunk)
         return trunk.forward_features(images), ()
     x, rope = trunk._pos_embed(trunk.patch_embed(images)), None
@@ -234,7 +234,7 @@ def walk(
         if rope is not None:
             args["rope"] = rope[i] if getattr(trunk, "rope_mixed", False) else rope
         x = checkpoint(block, x, use_reentrant=False, **args) if grad_checkpointing else block(x, **args)
-        if i in stages:
+        if i in blocks:
             after.append(x)
     return x, tuple(after)
 

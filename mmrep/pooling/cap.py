@@ -164,7 +164,7 @@ class MultiCap(ClassAttentionPool):
     def __init__(self, dim: int, num_heads: int | None, args: MultiCapArgs, stages: int = 0) -> None:
         super().__init__(dim, num_heads, args, args.tokens)
         self.out_dim = args.tokens * dim
-        self.stages = stages
+        self.num_stages = stages
         self.auxiliary_dims = (dim,) if args.distill else ()
         self.fusion = StageFusion((dim,) * (stages + 1), dim) if stages else None
 

@@ -29,16 +29,16 @@ class Composite(PoolingHead):
         self.needs_grid = any(head.needs_grid for head in heads)
         self.invariant = all(head.invariant for head in heads)
         self.auxiliary_dims = tuple(width for head in heads for width in head.auxiliary_dims)
-        stages = {head.stages for head in heads} - {0}
+        stages = {head.num_stages for head in heads} - {0}
         if len(stages) > 1:
             raise ConfigError(
                 f"two heads together: expected one number of stages, got {sorted(stages)}; set args.stages"
             )
-        self.stages = max(stages, default=0)
+        self.num_stages = max(stages, default=0)
 
     def each(self, tokens: Tokens) -> list[Pooled]:
         """Return the output of each head."""
-        return [head(tokens if head.stages else tokens._replace(stages=())) for head in self._heads]
+        return [head(tokens if head.num_stages else tokens._replace(stages=())) for head in self._heads]
 
     def no_weight_decay(self) -> set[str]:
         return {f"heads.{i}.{name}" for i, head in enumerate(self._heads) for name in head.no_weight_decay()}

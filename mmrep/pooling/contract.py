@@ -54,7 +54,7 @@ class PoolingHead(nn.Module):
         dim: width of the tokens.
         out_dim: width of the embedding.
         auxiliary_dims: widths of the auxiliary embeddings.
-        stages: number of earlier depths of the trunk that the head reads besides the last one.
+        num_stages: number of earlier depths of the trunk that the head reads besides the last one.
         needs_class_token: whether the first prefix token must be a class token.
         needs_grid: whether the head reads the patch grid, and so cannot be used with patch dropout.
         invariant: whether the result is independent of the order of the patches.
@@ -63,7 +63,7 @@ class PoolingHead(nn.Module):
     needs_class_token = False
     needs_grid = False
     invariant = True
-    stages = 0
+    num_stages = 0
     auxiliary_dims: tuple[int, ...] = ()
 
     def __init__(self, dim: int, num_heads: int | None = None, args: object = None) -> None:  # noqa: ARG002  # for subclasses
@@ -88,8 +88,10 @@ class PoolingHead(nn.Module):
             raise ValueError(f"{name}: expected a class token as the first prefix token, got none")
         if self.needs_grid and tokens.index is not None:
             raise ValueError(f"{name}: needs the whole patch grid and can't be used with patch dropout")
-        if len(tokens.stages) != self.stages:
-            raise ValueError(f"{name}: expected the tokens of {self.stages} earlier stages, got {len(tokens.stages)}")
+        if len(tokens.stages) != self.num_stages:
+            raise ValueError(
+                f"{name}: expected the tokens of {self.num_stages} earlier stages, got {len(tokens.stages)}"
+            )
         pooled = self.pool(tokens)
         return pooled if isinstance(pooled, Pooled) else Pooled(pooled)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.pooling import PoolConfig
-from mmrep.config.tree import CompareConfig, TrainConfig, differences
+from mmrep.config.tree import CompareConfig, TrainConfig, changed_fields
 from mmrep.training.output import STUDY, read_config
 
 
@@ -54,7 +54,7 @@ def check_same_study(config: CompareConfig, recipe: dict[str, Any]) -> None:
     if not place.is_file():
         return
     before = read_config(place) or recipe
-    for key, (old, new) in differences(before, recipe).items():
+    for key, (old, new) in changed_fields(before, recipe).items():
         if not key.startswith(("study.", "output_dir", "resume")):
             raise ConfigError(
                 f"{config.output_dir} holds a study with {key} = {old}, not {new}: "

@@ -16,7 +16,7 @@ from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
 from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
 from mmrep.study.statistics import Difference, Paired, compare_pairs
-from mmrep.training.output import CONFIG, INITIAL, SUMMARY, check_kind, read_config, read_results
+from mmrep.training.output import INITIAL, RUN_CONFIG, SUMMARY, check_kind, read_config, read_results
 from mmrep.training.resume import plain
 from mmrep.training.signals import Stopped, StopSignal
 from mmrep.training.trainer import train
@@ -66,7 +66,7 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
 def _conclude(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
     """Gather results and look inside the models; on all processes, since models are evaluated on all."""
     folder, first = Path(config.output_dir), distributed.rank() == 0
-    results = gather(config, runs)
+    results = collect(config, runs)
     if first:
         write_study(folder, results)
     results["diagnostics"] = diagnose(config, runs)
@@ -85,13 +85,13 @@ def write_study(folder: Path, results: dict[str, Any]) -> None:
 
 def _check_pool(run: PlannedRun) -> None:
     """Refuse a run found in the folder under this label that is of another head."""
-    place = Path(run.config.output_dir) / CONFIG
+    place = Path(run.config.output_dir) / RUN_CONFIG
     before = read_config(place).get("model", {}).get("pool") if place.is_file() else None
     if before not in (None, run.config.model.pool):
         raise ConfigError(f"{place} has pool {before}, not {run.config.model.pool}: give one of them another label")
 
 
-def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
+def collect(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
     """The study's results, in the schema of results.json."""
     entries, evidence = [], {}
     for run in runs:
@@ -121,7 +121,7 @@ def gather(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
         "paired": not obstacle,
         "runs": entries,
         "primary": primary,
-        "differences": [d._asdict() for d in differences(entries, baseline, primary, config.study.confidence)]
+        "differences": [d._asdict() for d in compare_to_baseline(entries, baseline, primary, config.study.confidence)]
         if not obstacle
         else [],
         "unpaired_because": obstacle or None,
@@ -181,7 +181,7 @@ def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | No
     return asked or next(iter(metrics_of({"runs": entries}, primary=True)), None)
 
 
-def differences(
+def compare_to_baseline(
     entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
 ) -> list[Difference]:
     """Return every other head against the baseline, in every metric, over the seeds both have."""

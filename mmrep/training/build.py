@@ -1,5 +1,6 @@
 """Everything a run needs, built and checked before the loop starts."""
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -21,10 +22,9 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.loss import Duplicates
 from mmrep.config.tree import TrainConfig
 from mmrep.data.ahead import Ahead
-from mmrep.data.contrast import check_contrast
 from mmrep.data.inventory import write_inventory
 from mmrep.data.loader import Loaded, Steps, batches, data_state, wrap
-from mmrep.data.sources import Sources
+from mmrep.data.sources import Sources, check_contrast
 from mmrep.evaluation.sets import EvalSet, open_set, validation_sets
 from mmrep.files import write_errors, write_json, write_text
 from mmrep.loss import total_loss
@@ -34,7 +34,7 @@ from mmrep.model.load import write_model_config
 from mmrep.training.checkpoint import Diverged, find_checkpoint, save_checkpoint
 from mmrep.training.data import build_steps, index_progress, loader_workers, log_downloads
 from mmrep.training.optim import build_optimizer
-from mmrep.training.output import CONFIG, INITIAL, INVENTORY, check_output
+from mmrep.training.output import INITIAL, INVENTORY, RUN_CONFIG, check_output
 from mmrep.training.resume import plain, resume, set_later_aside
 from mmrep.training.tracking import Tracker
 from mmrep.training.watch import DataWatch
@@ -160,8 +160,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         ConfigError: what does not fit together; a checkpoint of other data.
         DataError: a damaged shard.
     """
-    distributed.start()
-    distributed.check_precision(config.training.precision)
+    config = with_precision(config, distributed.start())
+    distributed.check_precision(config.training.resolved())
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ConfigError("the launcher asks for FSDP, which training does not use: take a config of launch/ (DDP)")
     if distributed.rank() == 0:
@@ -176,7 +176,7 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         sources = Sources(config.data, index_progress())
     tests = [open_set(each) for each in config.evaluation.sets]
     model = build_model(config.model, config.seed, sigmoid=config.loss.kind == "sigmoid")
-    model.precision = config.training.precision
+    model.precision = config.training.resolved()
     model.set_grad_checkpointing(config.training.grad_checkpointing)
     steps = build_steps(config, model, sources, accelerator)
     if len(sources) < config.training.global_batch:
@@ -203,6 +203,8 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     distributed.barrier()  # the folder is there
     if config.training.compile:
         model.compile()
+    if accelerator.is_main_process:
+        LOG.info("%s", start_line(config, model, accelerator, len(sources), first))
     return Run(
         config=config,
         folder=folder,
@@ -217,14 +219,44 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         seen=[int(state.get("checksum", 0)), 0],
         watch=DataWatch(steps, folder, accelerator.device, loader_workers(config), first, state.get("bad_samples")),
         tracker=Tracker(
-            folder, first, config.training.steps, config.training.global_batch, accelerator.is_main_process, label
+            folder,
+            first,
+            config.training.steps,
+            config.training.global_batch,
+            len(sources),
+            accelerator.is_main_process,
+            label,
         ),
     )
 
 
+def start_line(config: TrainConfig, model: DualEncoder, accelerator: Accelerator, samples: int, first: int) -> str:
+    """Return the line that says what is about to be trained, on what, and where it is written."""
+    several = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
+    cuda = accelerator.device.type == "cuda"
+    device = torch.cuda.get_device_name(accelerator.device) if cuda else f"CPU ({torch.get_num_threads()} threads)"
+    image, text = (sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (model.image, model.text))
+    steps, batch = config.training.steps, config.training.global_batch
+    went = f"steps {first:,} to {steps:,}" if first else f"{steps:,} steps"
+    return (
+        f"{several}{device}, {config.training.precision}; pool {model.config.pooling.label}, parameters {image:.1f} M "
+        f"image + {text:.1f} M text; {samples:,} pairs, {went} of {batch:,} ({steps * batch / samples:.1f} epochs); "
+        f"written to {config.output_dir}"
+    )
+
+
+def with_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return the config with the precision that `auto` means on a device: bf16 on GPUs that have it, else fp32."""
+    if config.training.precision != "auto":
+        return config
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    training = dataclasses.replace(config.training, precision="bf16" if native else "fp32")
+    return dataclasses.replace(config, training=training)
+
+
 def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> None:
     """Write the resolved config and the digests of the initial values."""
-    write_text(folder / CONFIG, yaml.safe_dump(plain(config.to_dict()), sort_keys=False))
+    write_text(folder / RUN_CONFIG, yaml.safe_dump(plain(config.to_dict()), sort_keys=False))
     write_json(folder / INITIAL, initial, indent=1)
 
 

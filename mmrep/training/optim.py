@@ -1,4 +1,4 @@
-"""AdamW, its decay groups, and the learning rate of every step."""
+"""AdamW, its parameter groups, and the learning rate of every step."""
 
 import math
 from collections.abc import Mapping
@@ -7,43 +7,44 @@ from operator import itemgetter
 import torch
 from torch import nn
 
-from mmrep.config.training import OptimConfig
+from mmrep.config.training import OptimConfig, in_steps
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate of a step: a pure function, so that a resumed run continues on the same curve.
+    """Return the learning rate of a step. It is a pure function, so that a resumed run continues on the same curve.
 
     Args:
-        step: from 0.
-        steps: of the whole run.
+        step: number of the step, from 0.
+        steps: number of steps of the whole run.
         config: warm-up, schedule, peak and last rate.
     """
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+    warmup = in_steps(config.warmup, steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "cooldown":
-        left = (steps - step) / config.cooldown
+        left = (steps - step) / in_steps(config.cooldown, steps)
         return config.min_lr + (config.lr - config.min_lr) * min(1.0, left)
-    done = (step - config.warmup) / max(1, steps - config.warmup)
+    done = (step - warmup) / max(1, steps - warmup)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def decays(name: str, parameter: nn.Parameter, exempt: set[str]) -> bool:
-    """Whether weight decay applies: to matrices that the model does not exempt."""
+    """Return whether weight decay applies to a parameter: to matrices that the model does not exempt."""
     return parameter.ndim >= 2 and name not in exempt
 
 
 def build_optimizer(
     model: nn.Module, exempt: set[str], config: OptimConfig, lr_scales: Mapping[str, float] | None = None
 ) -> torch.optim.AdamW:
-    """Fused AdamW over groups of parameters of one weight decay and one scale of the learning rate.
+    """Return a fused AdamW with one group for each weight decay and scale of the learning rate.
 
     Args:
-        model: whose trainable parameters are optimised.
-        exempt: names that must not decay (`model.no_weight_decay()`).
+        model: the module whose trainable parameters are optimised.
+        exempt: names of parameters without weight decay (`model.no_weight_decay()`).
         config: learning rate, betas, epsilon, decay.
-        lr_scales: of parameters whose learning rate is a multiple of the others' (`model.lr_scales()`).
+        lr_scales: learning rates relative to `config.lr`, by name of the parameter (`model.lr_scales()`).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -63,6 +64,6 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the learning rate of every group: `value` times the group's scale."""
+    """Set the learning rate of every group to `value` times the scale of the group."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["lr_scale"]

@@ -12,7 +12,7 @@ from mmrep.files import DamagedFile, read_json
 
 LOG = logging.getLogger("mmrep")
 
-CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
+RUN_CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
 METRICS, SUMMARY, RESULTS = "metrics.jsonl", "summary.json", "results.json"
 STUDY, SWEEP, FINAL, OUTCOMES = "study.yaml", "sweep.json", "final", "outcomes"
 

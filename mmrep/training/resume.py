@@ -16,23 +16,22 @@ from mmrep.config.loss import LossConfig
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.training import OptimConfig, TrainingConfig
-from mmrep.config.tree import TrainConfig, differences
+from mmrep.config.tree import TrainConfig, changed_fields
 from mmrep.data.inventory import name_difference
 from mmrep.data.loader import Steps, data_state
 from mmrep.files import DamagedFile, read_json, write_errors
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.load import CONFIG as MODEL_CONFIG
-from mmrep.model.load import WEIGHTS
+from mmrep.model.load import MODEL_CONFIG, WEIGHTS
 from mmrep.training.checkpoint import find_checkpoint, load_checkpoint, read_state, set_aside
 from mmrep.training.optim import learning_rate
 from mmrep.training.output import (
-    CONFIG,
     FINAL,
     INITIAL,
     INVENTORY,
     METRICS,
     OUTCOMES,
     RESULTS,
+    RUN_CONFIG,
     SUMMARY,
     read_config,
     read_results,
@@ -65,7 +64,7 @@ def is_finished(config: TrainConfig) -> bool:
             read_results(folder / RESULTS)
         with safe_open(folder / FINAL / WEIGHTS, "pt"):
             pass  # the size that its header says, or an error
-        before = summary.get("config") or read_config(folder / CONFIG)
+        before = summary.get("config") or read_config(folder / RUN_CONFIG)
     except FileNotFoundError as error:
         LOG.warning("%s is missing: the end of the run is done again", error.filename)
         return False
@@ -95,7 +94,7 @@ def resume(
         return {}
     place = Path(text)
     state = read_state(place)
-    changed = differences(state.get("data", {}), data_state(steps))
+    changed = changed_fields(state.get("data", {}), data_state(steps))
     if changed:
         name, (before, now) = next(iter(changed.items()))
         difference = name_difference(place.parent.parent / INVENTORY, steps.sources)
@@ -127,7 +126,7 @@ def _check_config(config: TrainConfig, place: Path, state: dict[str, Any]) -> No
     )
     before = state.get("config")
     if before is None:  # of a version that did not write it there
-        file = place.parent.parent / CONFIG
+        file = place.parent.parent / RUN_CONFIG
         before = read_config(file) if file.is_file() else {}
     for key, (old, new) in _changes(before, config).items():
         if key.startswith((*_SPEED, *_COMPARED_ELSEWHERE)):
@@ -164,7 +163,7 @@ def _changes(before: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any
         "training": TrainingConfig(),
     }
     defaults = {"resume_changes": "refuse"} | {name: plain(dataclasses.asdict(part)) for name, part in parts.items()}
-    found = differences(_long(_filled(before, defaults)), _long(now))
+    found = changed_fields(_long(_filled(before, defaults)), _long(now))
     return {key: values for key, values in found.items() if not key.startswith(_PLACE)}
 
 

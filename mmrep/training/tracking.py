@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+"""The output of a run: metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere."""
 
 import json
 import logging
@@ -17,20 +17,24 @@ LOG = logging.getLogger("mmrep")
 
 
 class Tracker:
-    """Writes metrics and shows progress; on other processes than the first it does neither.
+    """Writes metrics and shows progress on the first process. On all others it does neither.
 
     Args:
-        folder: the run's.
-        first: the step the run starts at; later lines of an interrupted run are dropped.
-        steps: of the whole run.
-        global_batch: pairs in a step.
+        folder: folder of the run.
+        first: number of steps done before. Lines of an interrupted run after it are dropped.
+        steps: number of steps of the whole run.
+        global_batch: pairs in one step.
+        samples: number of training samples, for the epoch.
         active: whether this is the first process.
-        label: shown before the bar.
+        label: text before the bar.
     """
 
-    def __init__(self, folder: Path, first: int, steps: int, global_batch: int, active: bool, label: str) -> None:
+    def __init__(
+        self, folder: Path, first: int, steps: int, global_batch: int, samples: int, active: bool, label: str
+    ) -> None:
         self.active = active
         self.global_batch = global_batch
+        self.samples = samples
         self.steps = steps
         self.label = label
         self.rates: list[float] = []
@@ -51,23 +55,23 @@ class Tracker:
         self._bar.set_description_str(f"{label}: ")
 
     def advance(self) -> None:
-        """One step is done."""
+        """Move the bar by one step."""
         if self.active:
             self._bar.update()
 
     def elapsed(self) -> float:
-        """Seconds of training since the last line of metrics."""
+        """Return the seconds of training since the last line of metrics."""
         return max(time.perf_counter() - self._since - self._paused, 1e-9)
 
     def log(self, step: int, **metrics: float) -> None:
-        """Writes a line of metrics after `step` steps, with the rate since the last one."""
+        """Write a line of metrics after `step` steps, with time, samples seen, epoch, and the rate since the last."""
         now, seconds = time.perf_counter(), self.elapsed()
         rate = (step - self._from) * self.global_batch / seconds
         self.rates.append(rate)
         self._since, self._from, self._paused = now, step, 0.0
         if not self.active:
             return
-        self._write({"step": step, **metrics, "pairs_per_s": round(rate, 2)})
+        self._write({**self._at(step), **metrics, "pairs_per_s": round(rate, 2)})
         if self._bar.disable:
             left = (self.steps - step) * self.global_batch / rate
             LOG.info(
@@ -78,14 +82,14 @@ class Tracker:
             self._bar.set_description_str(f"{self.label}: loss {metrics['loss']:.3f} {rate:.0f} pairs/s ")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes a line of evaluation metrics."""
+        """Write a line of evaluation metrics."""
         if self.active:
-            self._write({"step": step, "evaluation": metrics})
+            self._write({**self._at(step), "evaluation": metrics})
             text = "  ".join(f"{name} {shown(name, value, 1)}" for name, value in metrics.items())
             self.say(f"{self.label}: step {step}: {text}")
 
     def say(self, message: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.active:
             if self._bar.disable:
                 LOG.info("%s", message)
@@ -93,15 +97,19 @@ class Tracker:
                 self._bar.write(message, file=sys.stderr)
 
     def paused(self, seconds: float) -> None:
-        """Time spent on something else than steps (evaluation, checkpoints): not counted in the rate."""
+        """Leave time that was not spent on steps (evaluation, checkpoints) out of the rate."""
         self._paused += seconds
 
     def close(self) -> None:
-        """Ends bar and file."""
+        """Close bar and file."""
         if self.active:
             self._bar.close()
-            with suppress(OSError):  # what a full disk did not take has been said when it was written
+            with suppress(OSError):  # a full disk was reported when the line was written
                 self._file.close()
+
+    def _at(self, step: int) -> dict[str, Any]:
+        seen = step * self.global_batch
+        return {"step": step, "time": round(time.time(), 3), "samples": seen, "epoch": round(seen / self.samples, 4)}
 
     def _write(self, line: dict[str, Any]) -> None:
         with write_errors(self._path):

@@ -1,5 +1,6 @@
 """A training run: build, loop, finish."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,12 +19,12 @@ from torch import nn
 
 from mmrep import __version__, distributed
 from mmrep.config.tree import TrainConfig
-from mmrep.evaluation.suite import Result, evaluate, table, write_results
+from mmrep.evaluation.suite import Result, evaluate, results_table, write_results
 from mmrep.files import locked, read_json_lines, whole_folder, write_json
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
 from mmrep.pooling.gem import exponents_of
-from mmrep.training.build import Run, build_run
+from mmrep.training.build import Run, build_run, with_precision
 from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
 from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY
@@ -51,6 +52,7 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
     """
     folder = Path(config.output_dir)
     device = distributed.start()
+    config = with_precision(config, device)
     distributed.advise(f"continue with: {resume_command}")
     # The first process answers for all: it may change the folder before another one looks.
     first = distributed.rank() == 0
@@ -182,7 +184,8 @@ def validate(run: Run, step: int) -> None:
     """Evaluates on the held-out samples, on all processes, and writes the metrics."""
     if not run.validation:
         return
-    results = evaluate({"model": run.model}, run.validation, run.config.evaluation)
+    # The model changes with every step, so its embeddings are not worth keeping.
+    results = evaluate({"model": run.model}, run.validation, dataclasses.replace(run.config.evaluation, cache=False))
     if run.accelerator.is_main_process:
         run.tracker.evaluation(step, flatten(results))
     distributed.barrier()
@@ -215,7 +218,7 @@ def finish(run: Run, stop: StopSignal) -> None:
         about = describe(run)
         if results:
             write_results(results, run.folder / RESULTS, about)
-            run.tracker.say(table(results))
+            run.tracker.say(results_table(results, most=5))
         run.tracker.say(f"{run.tracker.label}: measuring what the model costs")
         summary = {
             "steps": steps,

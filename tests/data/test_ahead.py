@@ -11,9 +11,8 @@ from conftest import colour_samples, write_tar
 
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.data import ahead
-from mmrep.data.ahead import Ahead
+from mmrep.data.ahead import Ahead, Request
 from mmrep.data.loader import Plan, Stage, Steps
-from mmrep.data.remote import Wanted
 from mmrep.data.sources import Sources
 from mmrep.model.text_encoder import ClipTokenizer
 
@@ -23,7 +22,7 @@ SIZE = 10240
 
 
 class Recorder:
-    """Stands in for the prefetcher and notes what is wanted."""
+    """Stands in for the prefetcher and notes the requests."""
 
     made: ClassVar[list[Any]] = []
 
@@ -31,8 +30,8 @@ class Recorder:
         self.cache, self.lists, self.closed = cache, [], False
         Recorder.made.append(self)
 
-    def want(self, wanted: Sequence[Wanted]) -> None:
-        self.lists.append(list(wanted))
+    def fetch(self, requests: Sequence[Request]) -> None:
+        self.lists.append(list(requests))
 
     def close(self) -> None:
         self.closed = True
@@ -74,8 +73,8 @@ def build(places: dict[str, str], tmp_path: Path) -> Callable[..., Steps]:
     return make
 
 
-def names(wanted: Sequence[Wanted]) -> list[str]:
-    return [address.rpartition("/")[2].removesuffix(".tar") for address, *_ in wanted]
+def names(requests: Sequence[Request]) -> list[str]:
+    return [address.rpartition("/")[2].removesuffix(".tar") for address, *_ in requests]
 
 
 def used(steps: Steps, first: int, last: int) -> set[str]:
@@ -97,12 +96,12 @@ def test_want_lists_follow_the_blocks(build: Callable[..., Steps]) -> None:
     assert recorder.cache is steps.sources.cache
     lists = recorder.lists
     assert len(lists) == 8, "one list a block, nothing between"
-    for block, wanted in enumerate(lists):
-        found = names(wanted)
+    for block, requests in enumerate(lists):
+        found = names(requests)
         assert set(found[:2]) == used(steps, 3 * block, 3 * block + 3), "the present block first"
         assert set(found) == used(steps, 3 * block, 3 * block + 6), "then the next one, across epochs too"
         assert len(found) == len(set(found))
-    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, None, 0) for i in range(SHARDS)}
+    assert set(lists[0]) <= {(f"memory://ahead/{i}.tar", SIZE, 0) for i in range(SHARDS)}
     watcher.close()
     assert recorder.closed
 
@@ -110,8 +109,8 @@ def test_want_lists_follow_the_blocks(build: Callable[..., Steps]) -> None:
 def test_a_resumed_run_begins_with_its_own_block(build: Callable[..., Steps]) -> None:
     steps = build("{remote}/{0..7}.tar", shuffle_block=12)
     Ahead(steps).advance(10)
-    (wanted,) = Recorder.made[0].lists
-    assert set(names(wanted)[:2]) == used(steps, 9, 12)
+    (requests,) = Recorder.made[0].lists
+    assert set(names(requests)[:2]) == used(steps, 9, 12)
 
 
 def test_every_source_comes_before_any_next_block(build: Callable[..., Steps]) -> None:
@@ -128,8 +127,8 @@ def test_a_whole_source_in_one_block_is_asked_for_once(build: Callable[..., Step
     watcher = Ahead(build("{remote}/{0..7}.tar", room=8))
     for step in range(30):  # two and a half epochs
         watcher.advance(step)
-    (wanted,) = Recorder.made[0].lists
-    assert names(wanted) == [str(i) for i in range(SHARDS)]
+    (requests,) = Recorder.made[0].lists
+    assert names(requests) == [str(i) for i in range(SHARDS)]
 
 
 def test_no_more_than_the_cache_takes(build: Callable[..., Steps], caplog: pytest.LogCaptureFixture) -> None:
@@ -173,7 +172,7 @@ def test_local_shards_take_no_room(build: Callable[..., Steps], caplog: pytest.L
 def test_staged_shards_are_asked_for(build: Callable[..., Steps], places: dict[str, str]) -> None:
     Ahead(build("{local}", stage=True)).advance(0)
     shards = [Path(places["local"]) / f"{i}.tar" for i in range(SHARDS)]
-    expected = [(f"file://{shard}", SIZE, None, shard.stat().st_mtime_ns) for shard in shards]
+    expected = [(f"file://{shard}", SIZE, shard.stat().st_mtime_ns) for shard in shards]
     assert Recorder.made[0].lists == [expected]
 
 
@@ -186,4 +185,4 @@ def test_shards_without_samples_to_train_on_are_not_asked_for(build: Callable[..
     watcher = Ahead(steps)
     for step in range(len(left) // BATCH + 1):
         watcher.advance(step)
-    assert {name for wanted in Recorder.made[0].lists for name in names(wanted)} == left
+    assert {name for requests in Recorder.made[0].lists for name in names(requests)} == left

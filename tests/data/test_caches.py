@@ -10,8 +10,8 @@ import pytest
 from conftest import colour_samples, write_tar
 
 from mmrep.config.data import DataConfig, SourceConfig
-from mmrep.data.arrays import read_arrays, write_arrays
 from mmrep.data.decoded import DecodedImages
+from mmrep.data.files import read_arrays, write_arrays
 from mmrep.data.pairs import keep_decoded
 from mmrep.data.sources import Sources
 

@@ -56,6 +56,21 @@ def test_json_key_is_a_text_or_a_list(tmp_path: Path, value: str, expected: list
     assert text_lines(index, 0, "json:caption") == expected
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"cls": "1"}, r"has no member 'txt' \(it has cls\); choose .* caption: data\.train\[0\]\.caption: cls$"),
+        ({"json": '{"caption": "a", "n": 3}'}, r"choose another kind .*: data\.train\[0\]\.caption: json:caption$"),
+        ({"cls": "1", "json": '{"a": "x"}'}, r"data\.train\[0\]\.caption: cls or data\.train\[0\]\.caption: json:a$"),
+        ({"json": "[]"}, r"\(it has json\); no member of it holds a caption; `mmrep data pack` writes shards with"),
+    ],
+)
+def test_a_shard_without_the_kind_suggests_another(tmp_path: Path, members: dict[str, str], expected: str) -> None:
+    index = shard(tmp_path, **members)
+    with pytest.raises(DataError, match=expected):
+        draws(Captioner(SourceConfig("x"), str(index.path), "data.train[0]"), index, 1)
+
+
 BAD_TEXTS = {
     "missing": ("txt", {"cls": b"1"}, r"has no member 'txt' \(it has cls\)"),
     "not UTF-8": ("txt", {"txt": b"ab\xff"}, r"member 'txt': not UTF-8 text \(byte 2\)"),

@@ -10,8 +10,7 @@ from conftest import png, write_tar
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.config.tree import TrainConfig
-from mmrep.data.contrast import check_contrast
-from mmrep.data.sources import Sources
+from mmrep.data.sources import Sources, check_contrast
 
 IMAGE = png((1, 2, 3))
 

@@ -59,7 +59,7 @@ def test_each_difference_is_named(change: Callable[[Path], object], expected: st
 
 def test_another_order(noted: Path) -> None:
     now = sources(f"{noted}/set/{{1,0,2,3,4}}.tar")
-    assert name_difference(noted / "shards.tsv", now) == "the shards stand in another order"
+    assert name_difference(noted / "shards.tsv", now) == "the order of the shards has changed"
 
 
 def test_another_source(noted: Path) -> None:

@@ -10,12 +10,9 @@ import pytest
 from originals import picture, put
 
 from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.data.layouts.captions import read_coco, read_karpathy, read_redcaps, read_table
 from mmrep.data.layouts.classes import read_folder, read_imagenet_val
-from mmrep.data.layouts.coco import read_coco, read_karpathy
-from mmrep.data.layouts.contents import Contents, within_folder
-from mmrep.data.layouts.files import content_extension, image_kind
-from mmrep.data.layouts.redcaps import read_redcaps
-from mmrep.data.layouts.tables import read_table
+from mmrep.data.layouts.contents import Contents, content_extension, image_kind, within_folder
 from mmrep.data.tar import DataError
 
 
@@ -43,7 +40,7 @@ def test_names_stay_in_the_folder(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="here: .* leaves the image folder"):
             within_folder(folder, name, "here")
     for name in ("", ".", "a\0b"):
-        with pytest.raises(DataError, match="no file name"):
+        with pytest.raises(DataError, match="is not a file name"):
             within_folder(folder, name, "here")
     assert within_folder(folder, "a/./b..c.jpg", "here") == "a/b..c.jpg"
     assert within_folder(folder, f"{folder}/a/b.jpg", "here") == "a/b.jpg"
@@ -98,7 +95,7 @@ def test_coco_problems(tmp_path: Path) -> None:
         "caption 10001: unknown image id 99",
         "caption 10010: duplicate caption id",
         "image 1002 (000000000002.jpg): caption 0 is empty",
-        "image 1003 (000000000003.jpg): no caption (caption 0 is no text)",
+        "image 1003 (000000000003.jpg): no caption (caption 0 is not a text)",
         "image 1004 (000000000004.jpg): caption 0 is not valid Unicode",
         "image 7 (000000000001.jpg): this file is listed twice",
         "image 8 (new.jpg): no caption",
@@ -114,7 +111,7 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
     "latin": (b'{"images": "\xe9"}', "not UTF-8"),
     "a list": ("[]", "no list under 'images'"),
     "no annotations": ({"images": []}, "no list under 'annotations'"),
-    "no objects": ({"images": [3], "annotations": []}, r"images\[0\] is no object"),
+    "no objects": ({"images": [3], "annotations": []}, r"images\[0\] is not an object"),
     "no id": ({"images": [{"file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': nothing"),
     "a list as id": ({"images": [{"id": [], "file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': \[\]"),
     "true as id": ({"images": [{"id": True, "file_name": "x"}], "annotations": []}, r"images\[0\]: .*'id': True"),

@@ -1,5 +1,6 @@
 """The batch of a step is a pure function of (seed, step): not of processes, workers or restarts."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,8 @@ def test_a_damaged_sample_stops_with_one_line(tmp_path: Path, tokenizer: ClipTok
     assert "\n" not in str(error.value)
     place = steps.order.slots(0, 16)[1].tolist().index(11)
     assert len(good) == place // 4
+    # `error` keeps the traceback, and with it the loader.
+    assert not multiprocessing.active_children(), "the loader's workers have ended"
 
 
 def test_data_state_tells_runs_apart(config: DataConfig, tokenizer: ClipTokenizer, colour_set: Path) -> None:

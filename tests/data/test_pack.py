@@ -16,7 +16,7 @@ import originals
 import pytest
 from originals import picture, put
 
-from mmrep.cli import main
+from mmrep.cli import find_verb, main
 from mmrep.cli.parsing import parse
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import SetConfig
@@ -34,15 +34,23 @@ ROOT = Path(__file__).parents[2]
 UIDS = [f"{i:016x}{7 - i:016x}" for i in range(4)]
 
 
-def recipe_commands() -> dict[str, list[str]]:
-    """The mmrep commands of each section of the docs."""
-    sections = re.split(r"^## ", (ROOT / "docs/data.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+def recipe_commands(page: str = "data.md") -> dict[str, list[str]]:
+    """The mmrep commands of each section of a page of the docs."""
+    sections = re.split(r"^##? ", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     blocks = {
         text.partition("\n")[0]: re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for text in sections
     }
     commands = {title: [line for block in found for line in block.splitlines()] for title, found in blocks.items()}
     mine = {title: [line for line in lines if line.startswith("mmrep ")] for title, lines in commands.items()}
     return {title: lines for title, lines in mine.items() if lines}
+
+
+def train_config(argv: list[str]) -> TrainConfig:
+    """The config of a command `mmrep train`, which may name the config file of a study."""
+    verb = find_verb("train")
+    config = parse(verb.kind(argv), "train", verb.prepare(argv), verb.positional)
+    assert isinstance(config, TrainConfig)
+    return config
 
 
 def lay_out(data: Path) -> None:
@@ -105,10 +113,10 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for command in commands:
                 verb, *rest = shlex.split(command)[1:]
                 if verb == "train":
-                    sources = Sources(parse(TrainConfig, "train", rest).data)
+                    sources = Sources(train_config(rest).data)
                     for number in range(len(sources)):
                         place = sources.sample(number)
-                        assert read_image(place.shard, place.row).shape == (3, 16, 20), command
+                        assert read_image(place.shard, place.row).shape in ((3, 16, 20), (3, 32, 32)), command
                 else:
                     assert main([verb, *rest]) == 0, command
     finally:
@@ -123,6 +131,17 @@ def test_every_format_has_a_recipe() -> None:
     assert (
         sum("--data.train.shards" in command for command in commands) == len(recipe_commands()) - 1
     )  # not ImageNet val
+
+
+def test_the_example_of_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = recipe_commands("loader.md").values()
+    scenes, index, train, ledger = (shlex.split(command)[1:] for command in commands)
+    assert main(scenes) == main(index) == 0
+    config = train_config(train[1:])
+    assert len(Sources(config.data)) == 512 and config.data.ledger
+    assert ledger == ["data", "ledger", config.output_dir]
 
 
 def test_coco(recipes: Path) -> None:
@@ -394,7 +413,7 @@ def slow(self, *sample):
     print("wrote", flush=True)
     time.sleep(0.02)
 shard_writer.ShardWriter.write = slow
-from mmrep.cli import main
+from mmrep.cli import find_verb, main
 sys.exit(main(sys.argv[1:]))
 """
     argv = ["data", "pack", "csv", "--table", "list.csv", "--images", "images", "--output_dir", "out"]
@@ -437,7 +456,7 @@ def test_memory_does_not_grow_with_the_bytes(tmp_path: Path) -> None:
         "number": ("csv --table t.csv --images . --allow_missing few", "--allow_missing"),
         "seed": ("csv --table t.csv --images . --shuffle -1", "--shuffle"),
         "samples": ("csv --table t.csv --images . --samples_per_shard 0", "--samples_per_shard"),
-        "split": ("csv --table good.csv --images . --split ../up", "--split: '../up' is no folder name"),
+        "split": ("csv --table good.csv --images . --split ../up", "--split: '../up' is not a folder name"),
     }.values(),
 )  # fmt: skip
 def test_wrong_use(

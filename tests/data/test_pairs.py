@@ -9,10 +9,11 @@ import torch
 from conftest import colour_samples, png, write_tar
 
 from mmrep.batch import Batch
+from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.captions import group_id
 from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, wrap
-from mmrep.data.pairs import Draws
+from mmrep.data.pairs import Draws, keep_decoded
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.model.text_encoder import ClipTokenizer
@@ -120,6 +121,23 @@ def test_loaders_report_what_they_spent_and_skipped(shards: Path, tokenizer: Cli
     steps = build(DataConfig([SourceConfig(str(shards))], max_bad_fraction=0.5), tokenizer)
     seconds = steps.load(0).seconds
     assert seconds.decode > 0 and seconds.read > 0 and seconds.text > 0 and seconds.download == 0
+
+
+def test_an_error_of_the_store_is_not_blamed_on_the_sample(
+    shards: Path, tokenizer: ClipTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig([SourceConfig(str(shards))], max_bad_fraction=0.5, decoded_gb=0.001)
+    sources = Sources(config)
+    store = keep_decoded(sources, config)
+    assert store is not None
+    steps = Steps(sources, config, tokenizer, PLAN, 0, 1, store)
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmrep.data.decoded.os.pwrite", full)
+    with pytest.raises(ConfigError, match=f"^{store.path}: No space left on device"):
+        steps.load(0)
 
 
 MIXTURE = {"txt": 0.3, "json:synthetic": 0.7}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmrep.config.checks import ConfigError
-from mmrep.data import spelling
+from mmrep.data import files
+from mmrep.data.files import expand_braces
 from mmrep.data.paths import expand_shards, find_beside, local_shards, read_lines
-from mmrep.data.spelling import expand_braces
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_patterns(folder: Path, patterns: str | list[str], expected: list[str]) 
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        ("{00..03}.tar", r"no such shard: \S+/03\.tar \(one of 4 that '\S+' stands for\)"),
+        ("{00..03}.tar", r"no such shard: \S+/03\.tar \(one of 4 that '\S+' expands to\)"),
         ("9*.tar", r"no such shard: \S+/9\*\.tar$"),
         ("gone.tar", r"no such shard: \S+/gone\.tar$"),
         ("empty", r"no \.tar file in folder \S+/empty"),
@@ -102,6 +102,16 @@ def test_read_lines(tmp_path: Path) -> None:
         read_lines(tmp_path / "gone.txt", "x")
 
 
+def test_a_folder_without_shards_says_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ConfigError, match=r"no \.tar file in folder \S+; `mmrep data pack FORMAT` makes shards of"):
+        expand_shards(str(tmp_path))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/0.tar").touch()
+    with pytest.raises(ConfigError, match=rf"no \.tar file in folder \S+; shards lie in {tmp_path}/train"):
+        expand_shards(str(tmp_path))
+
+
 def test_what_lies_beside_shards(folder: Path) -> None:
     assert expand_shards(f"{folder}/0*") == [folder / f"0{i}.tar" for i in range(3)]
     with pytest.raises(ConfigError, match=r"^x: \S+00\.tar\.index\.npz is an index file or a catalog; name the shards"):
@@ -116,6 +126,6 @@ ENDLESS = ["{0..99999999999}.tar", "{5..-9999999}.tar", "{0..9}" * 12, "{0..%s}"
 
 @pytest.mark.parametrize("pattern", ENDLESS)
 def test_patterns_without_end_are_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spelling, "_MOST_NAMES", 20_000)  # the real limit takes seconds to reach
-    with pytest.raises(ConfigError, match="stands for more than 20,000 names"):
+    monkeypatch.setattr(files, "_MOST_NAMES", 20_000)  # the real limit takes seconds to reach
+    with pytest.raises(ConfigError, match="expands to more than 20,000 names"):
         expand_braces(pattern, "shards")

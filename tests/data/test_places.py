@@ -9,7 +9,7 @@ import pytest
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
 from mmrep.data import scenes
-from mmrep.data.places import resolve_place
+from mmrep.data.paths import resolve_place
 
 
 def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_unknown_parts_are_refused(path: str, monkeypatch: pytest.MonkeyPatch) -
         resolve_place(path)
 
 
-def test_places_need_the_standard_library_only() -> None:
-    code = "import sys, mmrep.data.places; sys.exit(', '.join({'numpy', 'PIL', 'torch'} & set(sys.modules)) or 0)"
+def test_paths_need_no_heavy_library() -> None:
+    code = "import sys, mmrep.data.paths; sys.exit(', '.join({'PIL', 'torch', 'fsspec'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,9 @@ import pytest
 from http_server import Server
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.remote import Prefetcher, ShardCache, expand_remote, is_remote, locks, read_remote, remote_size
+from mmrep.data.ahead import Prefetcher
+from mmrep.data.remote import ShardCache, expand_remote, is_remote, read_remote, remote_size
+from mmrep.data.remote import cache as cache_module
 from mmrep.data.remote.download import Policy
 from mmrep.data.tar import DataError
 
@@ -97,8 +99,7 @@ def test_any_file_system(memory: Any, tmp_path: Path) -> None:
     slow.parent.mkdir()
     slow.write_bytes(os.urandom(5 << 20))  # more than one block
     cache = make(tmp_path, 1000)
-    checksum = f"sha256:{hashlib.sha256(slow.read_bytes()).hexdigest()}"
-    with cache.open(f"file://{slow}", 5 << 20, checksum) as held:
+    with cache.open(f"file://{slow}", 5 << 20) as held:
         assert held.path.read_bytes() == slow.read_bytes()
     with cache.open(MEMORY.format(3)) as held:
         assert held.path.read_bytes() == bytes([3]) * SIZE
@@ -153,6 +154,20 @@ def test_the_limit_holds_and_the_least_recently_used_goes(memory: Any, tmp_path:
     assert foreign.stat().st_size == 10 * SIZE, "what is not the cache's own is left alone"
 
 
+def test_what_failed_is_not_tried_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, asked = make(tmp_path, 10), []
+    download = cache_module.download
+    monkeypatch.setattr(cache_module, "download", lambda *args: (asked.append(args[0]), download(*args)))
+    for _ in range(3):
+        with pytest.raises(DataError, match=r"memory://set/99\.tar: no such file$"):
+            cache.open(MEMORY.format(99))
+    assert asked == [MEMORY.format(99)]
+    monkeypatch.setattr(cache_module, "_FAILED_SECONDS", 0.0)
+    with pytest.raises(DataError, match="no such file"):
+        cache.open(MEMORY.format(99))
+    assert len(asked) == 2
+
+
 def test_too_large_for_the_cache(memory: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^memory://set/1\.tar: 100,000 bytes, more than .* \(50,000\); raise"):
         make(tmp_path, 0.5).open(MEMORY.format(1))
@@ -197,15 +212,15 @@ def test_an_eviction_between_open_and_lock_is_noticed(
     cache = make(tmp_path, 10)
     with cache.open(MEMORY.format(1)) as held:
         path = held.path
-    lock, calls = locks.fcntl.flock, []
+    lock, calls = cache_module.fcntl.flock, []
 
     def evict_first(descriptor: int, how: int) -> None:
-        if how == locks.fcntl.LOCK_SH and not calls:
+        if how == cache_module.fcntl.LOCK_SH and not calls:
             calls.append(path)
             path.unlink()
         lock(descriptor, how)
 
-    monkeypatch.setattr(locks.fcntl, "flock", evict_first)
+    monkeypatch.setattr(cache_module.fcntl, "flock", evict_first)
     with cache.open(MEMORY.format(1)) as held:
         assert calls
         assert os.path.samestat(os.fstat(held.descriptor), path.stat())
@@ -319,15 +334,15 @@ def test_prefetcher_is_parallel_and_in_order(server: Server, tmp_path: Path) -> 
     for path in server.files:
         server.faults[path] = {"after": lambda _: gate.wait(30)}
     ahead = Prefetcher(cache, threads=4)
-    wanted = [(f"{server.url}/{i}.tar", 4 * SIZE, None, 0) for i in (5, 3, 6, 0, 1, 2)]
-    ahead.want(wanted)
+    requests = [(f"{server.url}/{i}.tar", 4 * SIZE, 0) for i in (5, 3, 6, 0, 1, 2)]
+    ahead.fetch(requests)
     until(lambda: server.running == 4, "four downloads at a time")
     assert set(server.requests) == {"/5.tar", "/3.tar", "/6.tar", "/0.tar"}
-    ahead.want([wanted[0], wanted[5]])
+    ahead.fetch([requests[0], requests[5]])
     gate.set()
-    until(lambda: present(tmp_path) == [f"{i}.tar" for i in (0, 2, 3, 5, 6)], "what is wanted, and no more")
-    ahead.want(wanted[:1])
-    for one in wanted:
+    until(lambda: present(tmp_path) == [f"{i}.tar" for i in (0, 2, 3, 5, 6)], "what is requested, and no more")
+    ahead.fetch(requests[:1])
+    for one in requests:
         cache.open(*one).close()
     assert set(server.requests.values()) == {1}
     ahead.close()
@@ -339,7 +354,7 @@ def test_prefetcher_reports_an_address_once(memory: Any, tmp_path: Path, caplog:
     bad = MEMORY.format(77)
     with caplog.at_level(logging.WARNING, "mmrep"):
         for i in range(3):
-            ahead.want([(bad, None, None, 0), (MEMORY.format(i), SIZE, None, 0)])
+            ahead.fetch([(bad, None, 0), (MEMORY.format(i), SIZE, 0)])
             until(lambda i=i: f"{i}.tar" in present(tmp_path), "the next one")
     assert caplog.messages == ["download ahead failed: memory://set/77.tar: no such file"]
     assert ahead.errors == {bad: "memory://set/77.tar: no such file"}

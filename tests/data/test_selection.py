@@ -10,7 +10,7 @@ from conftest import write_tar
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
-from mmrep.data import selection as selection_module
+from mmrep.data import subsets
 from mmrep.data.sources import Sources
 from mmrep.data.subsets import UID, shard_uids
 
@@ -45,7 +45,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(index.path.name)
         return shard_uids(index)
 
-    monkeypatch.setattr(selection_module, "shard_uids", counted)
+    monkeypatch.setattr(subsets, "shard_uids", counted)
     return names
 
 

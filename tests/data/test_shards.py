@@ -14,7 +14,7 @@ import pytest
 from conftest import colour_samples, write_tar
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.indexing import _digest, build_index, cached_sidecar, load_index, sidecar, write_index
+from mmrep.data.indexing import _digest, build_index, cached_sidecar, load_index, sidecar, write_index, write_sidecar
 from mmrep.data.shards import _OPEN_FILES, ShardIndex, image_extension, read_member
 from mmrep.data.tar import DataError, split_name
 
@@ -111,6 +111,12 @@ def test_split_name(name: str, expected: tuple[str, str]) -> None:
 def test_metadata_members_are_no_samples(tmp_path: Path) -> None:
     index = build_index(write_members(tmp_path / "a.tar", ["__index__", "000.txt"]))
     assert index.keys.tolist() == [b"000"]
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "/etc/a.txt", "b/../../a.txt", "b/../a.txt"])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.tar: member '{name}' leaves the shard's folder; store relative names"):
+        build_index(write_members(tmp_path / "a.tar", ["000.txt", name]))
 
 
 BAD_NAMES = {
@@ -288,6 +294,19 @@ def test_index_file_is_used_while_fresh(shard: Path, beside: bool) -> None:
     write_tar(shard, colour_samples(9))
     assert equal(load_index(shard), build_index(shard))
     assert len(load_index(shard)) == 9
+
+
+def test_bytes_are_compared_with_the_crc(shard: Path) -> None:
+    write_sidecar(shard)
+    index = load_index(shard)
+    extension, places = next(iter(index.members.items()))
+    offset = int(places[0, 0])
+    data = bytearray(shard.read_bytes())
+    data[offset] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=rf"member '{extension}': damaged since it was indexed \(CRC-32 differs\)"):
+        read_member(load_index(shard), 0, extension)
+    assert read_member(load_index(shard), 1, extension)
 
 
 def test_same_size_but_changed_later(shard: Path) -> None:

@@ -9,6 +9,7 @@ from conftest import colour_samples, write_tar
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.data.sources import Sample, Sources, check_sources, key_hashes
+from mmrep.data.tar import DataError
 
 
 def sources(*configs: SourceConfig, fraction: float = 0.0) -> Sources:
@@ -173,6 +174,21 @@ def test_digest_does_not_depend_on_the_folder(tmp_path: Path) -> None:
         many(tmp_path / folder / "0.tar", 10)
         digests.append(sources(SourceConfig(f"{tmp_path}/{folder}/0.tar")).digest())
     assert digests[0] == digests[1]
+
+
+def test_an_unusable_shard_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_of_it = sources(SourceConfig(str(many(tmp_path / "0.tar", 5))))
+    tried: list[object] = []
+
+    def fail(shard: object) -> None:
+        tried.append(shard)
+        raise DataError(f"{shard}: gone")
+
+    monkeypatch.setattr("mmrep.data.sources.load_index", fail)
+    for number in range(5):
+        with pytest.raises(DataError, match="gone"):
+            all_of_it.sample(number)
+    assert tried == [tmp_path / "0.tar"]
 
 
 def test_progress_counts_shards(tmp_path: Path) -> None:

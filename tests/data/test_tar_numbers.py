@@ -49,5 +49,5 @@ def test_size_of_an_extended_header(tmp_path: Path, size: str) -> None:
         info = tarfile.TarInfo("a.txt")
         info.pax_headers = {"size": size}
         tar.addfile(info)
-    with pytest.raises(DataError, match="member 'a.txt' has a size that is no number: its header is damaged"):
+    with pytest.raises(DataError, match="member 'a.txt' has a size that is not a number: its header is damaged"):
         build_index(path)

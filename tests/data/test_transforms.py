@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from mmrep.data import transforms
 from mmrep.data.decode import decode_image
 from mmrep.data.draws import Purpose, uniforms
 from mmrep.data.transforms import (
@@ -171,6 +172,19 @@ def test_dct_scaling_keeps_the_crop_as_large_as_the_result() -> None:
         halved.append(not torch.equal(plain, scaled))
         assert halved[-1] == (min(random_crop_box(80, 80, 0.5, draws)[2:]) >= 64)
     assert any(halved) and not all(halved)
+
+
+@pytest.mark.parametrize(
+    ("box", "factor", "expected"),
+    [
+        ((1, 3, 4, 6), 2, (0, 1, 3, 4)),  # edges 0.5 to 2.5, and 1.5 to 4.5: all halves go outwards
+        ((3, 2, 2, 3), 4, (1, 0, 0, 1)),
+        ((0, 0, 7, 16), 8, (0, 0, 1, 2)),
+        ((6, 4, 4, 8), 2, (3, 2, 2, 4)),
+    ],
+)
+def test_edges_of_a_smaller_box_are_rounded_outwards(box: Any, factor: int, expected: Any) -> None:
+    assert transforms._divided(box, factor) == expected
 
 
 def test_large_images_are_refused_with_dct_scaling_too() -> None:

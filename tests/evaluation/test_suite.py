@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import TASKS, EvaluationConfig, SetConfig
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.suite import TASK_FUNCTIONS, Result, evaluate, evaluate_each, table, write_results
+from mmrep.evaluation.suite import TASK_FUNCTIONS, Result, evaluate, evaluate_each, results_table, write_results
 from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
-CONFIG = EvaluationConfig(batch_size=6, text_batch_size=4, workers=0)
+CONFIG = EvaluationConfig(batch_size=6, text_batch_size=4, workers=0, cache=False)
 ACCURACIES = {"acc1", "mean_per_class_recall"}
 RECALLS = {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)}
 
@@ -133,38 +134,53 @@ def test_outcomes_are_every_samples(results: list[Result], sets: list[EvalSet], 
         assert (len(arrays["image_position"]), len(arrays["text_position"])) == (32, 16)
 
 
-def test_table(results: list[Result]) -> None:
-    lines = table(results[:2]).splitlines()
-    assert lines[0].split()[:7] == ["dataset", "task", "n", "metric", "model", "value", "chance"]
-    assert len(lines) == 2 + 2 * len(ACCURACIES)
-    for line, result in zip(lines[2:4], results, strict=False):
-        value = f"{100 * result.evaluation.metrics['acc1']:.2f}"
-        assert line.split()[:7] == ["colours", "zeroshot", "16", "acc1", result.model, value, "25.00"]
+def test_table_has_a_column_for_each_model(results: list[Result]) -> None:
+    lines = results_table(results[:2]).splitlines()
+    first, second = results[:2]
+    assert lines[0].split() == ["dataset", "task", "n", "metric", "chance", first.model, second.model]
+    assert len(lines) == 2 + len(ACCURACIES)
+    values = [f"{100 * result.evaluation.metrics['acc1']:.2f}" for result in (first, second)]
+    assert lines[2].split() == ["colours", "zeroshot", "16", "acc1", "25.00", *values]
+
+
+def test_table_of_few_rows_has_the_main_figure_of_every_task(results: list[Result]) -> None:
+    shown = results_table(results, most=3)
+    assert [line.split()[0:4:3] for line in shown.splitlines()[2:5]] == [
+        ["colours", "acc1"], ["colours", "mean_per_class_recall"], ["retrieval", "image_retrieval_recall@1"],
+    ]  # fmt: skip
+    assert re.search(r"… and \d+ more figures in results.json$", shown)
 
 
 def made(model: str, evalset: EvalSet, **parts: dict[str, float]) -> Result:
     return Result(model, evalset, "zeroshot", Evaluation(**{"metrics": {}, "chance": {}, "outcomes": {}, **parts}))
 
 
-def test_table_shows_ties_and_ranks_where_there_are_any(sets: list[EvalSet]) -> None:
-    plain = made("a", sets[0], metrics={"acc1": 0.5}, chance={"acc1": 0.25}, further={"mean_rank": 3.25})
-    assert [line.split()[3:] for line in table([plain]).splitlines()[2:]] == [
-        ["acc1", "a", "50.00", "25.00"], ["mean_rank", "a", "3.2", "–"],
+def test_table_shows_ties_where_they_matter_and_ranks(sets: list[EvalSet]) -> None:
+    plain = made("a", sets[0], metrics={"acc1": 0.5}, chance={"acc1": 0.25}, further={"mean_rank": 3.25},
+                 pessimistic={"acc1": 0.5})  # fmt: skip
+    assert [line.split()[3:] for line in results_table([plain]).splitlines()[2:]] == [
+        ["acc1", "25.00", "50.00"], ["mean_rank", "–", "3.2"],
     ]  # fmt: skip
     tied = made("b", sets[0], metrics={"acc1": 0.75}, chance={"acc1": 0.25}, pessimistic={"acc1": 0.125})
-    lines = [line.split()[3:] for line in table([plain, tied]).splitlines()]
-    assert lines[0] == ["metric", "model", "value", "chance", "worst", "ties"]
-    assert lines[2:4] == [["acc1", "a", "50.00", "25.00", "–"], ["acc1", "b", "75.00", "25.00", "12.50"]]
+    lines = [line.split()[3:] for line in results_table([plain, tied]).splitlines()]
+    assert lines[2:] == [
+        ["acc1", "25.00", "50.00", "75.00"],
+        ["acc1,", "worst", "ties", "50.00", "12.50"],
+        ["mean_rank", "–", "3.2", "–"],
+    ]  # fmt: skip
 
 
 def test_table_fits_a_terminal(sets: list[EvalSet]) -> None:
     long = "hf-hub:somebody/a-model-with-a-very-long-name-trained-on-many-pairs"
-    results = [made(f"{long}-{i}", sets[0], metrics={"mean_per_class_recall": 0.5}) for i in range(2)]
-    lines = table(results, width=80).splitlines()
-    assert max(map(len, lines)) == 80
-    assert [line.split()[4][-2:] for line in lines[2:]] == ["-0", "-1"], "names differ at their ends"
-    assert all("  hf-hub:so" in line and "  mean_per_class_recall  " in line and "…" in line for line in lines[2:])
-    assert f"{long}-1" in table(results)
+    results = [made(f"{long}-{i}", sets[0], metrics={"mean_per_class_recall": 0.5}) for i in range(5)]
+    tables = results_table(results, width=80).split("\n\n")
+    assert len(tables) == 5 and all(len(line) <= 80 for table in tables for line in table.splitlines())
+    assert [table.splitlines()[0].split()[-1][-2:] for table in tables] == [f"-{i}" for i in range(5)]
+    assert f"{long}-1" in results_table(results)
+    short = [each._replace(model=f"m{i}") for i, each in enumerate(results)]
+    assert (
+        len(results_table(short, width=80).splitlines()) == 3 and len(results_table(short, width=60).split("\n\n")) > 1
+    )
     assert shortened([["a", "b"], ["x" * 30, "y" * 30]], 10, ("a",))[1][1] == "y" * 30
 
 

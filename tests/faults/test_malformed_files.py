@@ -21,10 +21,8 @@ from mmrep.data.img2dataset import Accounting
 from mmrep.data.indexing import load_index, sidecar, write_sidecar
 from mmrep.data.inventory import name_difference, write_inventory
 from mmrep.data.layouts import classes
+from mmrep.data.layouts.captions import read_coco, read_karpathy, read_redcaps, read_table
 from mmrep.data.layouts.classes import read_imagenet_val
-from mmrep.data.layouts.coco import read_coco, read_karpathy
-from mmrep.data.layouts.redcaps import read_redcaps
-from mmrep.data.layouts.tables import read_table
 from mmrep.data.ledger import check_ledger
 from mmrep.data.shards import read_member
 from mmrep.data.sources import Sources

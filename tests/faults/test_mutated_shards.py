@@ -1,6 +1,7 @@
 """Thousands of damaged shards: every sample is served as it was, or named, or its shard is refused."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ def read(index: ShardIndex, captioners: list[Captioner]) -> tuple[dict[str, obje
                 else:
                     content += [part.draw(index, row, bits) for bits in BITS]
             except DataError as error:
-                reasons.append(str(error))
+                # A run adds which captions to choose instead.
+                reasons.append(re.sub(r"(has no member .*\(it has [^)]*\)); .*", r"\1", str(error)))
         if reasons:
             problems[key.decode()] = reasons
         else:

@@ -42,4 +42,4 @@ def test_stages_of_a_trunk_walked_whole_are_refused_at_once(name: str) -> None:
 def test_walking_such_a_trunk_refuses_stages_too() -> None:
     trunk, _ = build_trunk(WALKED_WHOLE, TINY_MODEL["image"]["args"], pretrained=False, seed=0)
     with pytest.raises(ConfigError, match=REFUSAL):
-        walk(trunk, torch.zeros(1, 3, 16, 16), stages=(0,))
+        walk(trunk, torch.zeros(1, 3, 16, 16), blocks=(0,))

@@ -70,7 +70,7 @@ def tokens(
         return torch.randn(3, count, WIDTH, generator=generator).to(dtype).requires_grad_(grad)
 
     prefix, patches = drawn(1), drawn(grid[0] * grid[1])
-    return Tokens(prefix, patches, grid, None, tuple(drawn(grid[0] * grid[1]) for _ in range(head.stages)))
+    return Tokens(prefix, patches, grid, None, tuple(drawn(grid[0] * grid[1]) for _ in range(head.num_stages)))
 
 
 def embeddings(pooled: Pooled) -> tuple[Tensor, ...]:
@@ -303,7 +303,7 @@ def tokens(head, batch=3):
     generator = torch.Generator().manual_seed(batch)
     def drawn(count):
         return torch.randn(batch, count, 24, generator=generator, requires_grad=True)
-    return Tokens(drawn(1), drawn(9), (3, 3), None, tuple(drawn(9) for _ in range(head.stages)))
+    return Tokens(drawn(1), drawn(9), (3, 3), None, tuple(drawn(9) for _ in range(head.num_stages)))
 
 def gradients(head, call, x):
     pooled = call(x)
@@ -319,7 +319,7 @@ for name in list_pools():
         torch.testing.assert_close(traced, eager, msg=lambda text: f"{name}: {text}")
     head.eval()
     batch = {0: torch.export.Dim.AUTO}
-    shapes = Tokens(batch, batch, (None, None), None, tuple(batch for _ in range(head.stages)))
+    shapes = Tokens(batch, batch, (None, None), None, tuple(batch for _ in range(head.num_stages)))
     program = torch.export.export(head, (tokens(head),), dynamic_shapes=(shapes,))
     with torch.no_grad():
         other = tokens(head, 5)

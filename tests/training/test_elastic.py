@@ -271,7 +271,7 @@ def test_changed_shards_are_refused_and_named(copy: Path) -> None:
     write_tar(shards / "0.tar", with_uids(16, 0))
     source = dataclasses.replace(config.data.train[0], shards=f"{shards}/{{0,2,1}}.tar")
     turned = dataclasses.replace(config, data=dataclasses.replace(config.data, train=[source]))
-    assert re.fullmatch(r"sources was \w+, is \w+ \(the shards stand in another order\)", refused(turned))
+    assert re.fullmatch(r"sources was \w+, is \w+ \(the order of the shards has changed\)", refused(turned))
 
 
 def test_other_weights_of_two_sources_are_refused(copy: Path) -> None:

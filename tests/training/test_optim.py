@@ -34,8 +34,15 @@ def test_cooldown_is_constant_then_linear() -> None:
 
 
 def test_cooldown_needs_a_length() -> None:
-    with pytest.raises(ConfigError, match="needs its length in steps"):
-        OptimConfig(schedule="cooldown")
+    with pytest.raises(ConfigError, match="optim.cooldown: expected the length of the fall, got 0"):
+        OptimConfig(schedule="cooldown", cooldown=0)
+
+
+def test_lengths_are_steps_or_shares_of_them() -> None:
+    assert rates(8, warmup=0.5, schedule="constant") == rates(8, warmup=4, schedule="constant")
+    assert rates(8, schedule="cooldown", cooldown=0.5) == rates(8, schedule="cooldown", cooldown=4)
+    with pytest.raises(ConfigError, match=r"optim.warmup: expected a whole number of steps, or a share .*, got 1.5"):
+        OptimConfig(warmup=1.5)
 
 
 def test_only_matrices_decay(tiny: Callable[..., DualEncoder]) -> None:

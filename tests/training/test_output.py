@@ -116,7 +116,7 @@ def test_figures_have_their_own_unit(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert shown("pairs/image_retrieval_recall@1", 0.125) == "12.50%"
     assert (number("acc1", 0.5), number("text_retrieval_mean_rank", 2.25)) == ("50.00", "2.2")
     caplog.set_level(logging.INFO)
-    tracker = Tracker(tmp_path, 0, 8, 8, True, "train")
+    tracker = Tracker(tmp_path, 0, 8, 8, 64, True, "train")
     tracker.evaluation(4, {"pairs/image_retrieval_recall@1": 0.125, "pairs/image_retrieval_median_rank": 39.0})
     tracker.close()
     assert caplog.messages[-1] == (

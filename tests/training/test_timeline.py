@@ -275,7 +275,7 @@ def test_two_runs_into_one_folder(recipe: Recipe) -> None:
     folder = Path(config.output_dir)
     folder.mkdir()
     hold = (
-        "import fcntl, time; f = open('.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "import fcntl, time; f = open('.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
         "f.write('process 7 on a host'); f.flush(); print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold], cwd=folder, stdout=subprocess.PIPE, text=True)

@@ -28,7 +28,9 @@ def lines(run: Path, evaluations: bool = False) -> list[dict[str, Any]]:
     """The metrics of a run without its speed."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in found if ("evaluation" in line) == evaluations]
-    return [{key: value for key, value in line.items() if key not in ("pairs_per_s", "data_wait")} for line in kept]
+    return [
+        {key: value for key, value in line.items() if key not in ("time", "pairs_per_s", "data_wait")} for line in kept
+    ]
 
 
 def resumed(config: TrainConfig, **changes: Any) -> TrainConfig:

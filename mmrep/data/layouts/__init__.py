@@ -1,1 +1,1 @@
-"""Image-text and class sets as others lay them out on disk, one family a file."""
+"""Readers of image-text and class sets in other projects' layouts."""

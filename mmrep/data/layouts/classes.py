@@ -1,31 +1,50 @@
-"""Class sets: a folder of images for each class, and ImageNet's flat validation folder with a class map."""
+"""Readers of class sets: a folder of images for each class, and ImageNet's flat validation folder."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.layouts.contents import Contents, Item, Omission, Problem, existing_folder, read_text
-from mmrep.data.layouts.files import image_kind
-from mmrep.data.layouts.imagenet import devkit_wnids, imagenet_names, imagenet_templates, imagenet_wnids
+from mmrep.data.layouts.contents import Contents, Item, Omission, Problem, existing_folder, image_kind, read_text
 from mmrep.data.paths import read_lines
 from mmrep.data.tar import DataError
 
 IMAGENET = "imagenet"
 
 
+def imagenet_wnids() -> list[str]:
+    """Return the 1,000 wnids of ImageNet-1k in sorted order: label i is the i-th."""
+    from timm.data import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_names())
+
+
+def imagenet_names() -> list[str]:
+    """Return OpenAI's class names for CLIP, in the order of the wnids."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return list(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> list[str]:
+    """Return OpenAI's 80 templates."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return [template("{c}") for template in OPENAI_IMAGENET_TEMPLATES]
+
+
 def read_folder(images: Path, split: str, classnames: str | None = None, templates: str | None = None) -> Contents:
-    """Images of class folders; labels count the folders in the order of their names, as torchvision's ImageFolder does.
+    """Read class folders. Labels count the folders in the order of their names, as torchvision's ImageFolder does.
 
     Args:
-        images: the folder of class folders; images may lie deeper in these, hidden files don't count.
-        split: what to call the split.
-        classnames: a file of lines `FOLDER NAME` (with a tab between where folders have blanks in their names), or
-            `imagenet` for open_clip's names of wnids; None takes the folders' names.
-        templates: a file of templates, or `imagenet` for OpenAI's 80; None: one.
+        images: the folder of class folders. Images may lie deeper in these; hidden files are ignored.
+        split: name of the split.
+        classnames: a file of lines `FOLDER NAME` (separated by a tab if folder names contain blanks), or `imagenet`
+            for open_clip's names of wnids; None: the folders' names.
+        templates: a file of templates, or `imagenet` for OpenAI's 80; None: one template.
 
     Raises:
-        ConfigError: a missing file or folder, no class folders.
+        ConfigError: a missing file or folder, or no class folders.
         DataError: a class folder without a name in `classnames`.
     """
     existing_folder(images, "--images")
@@ -33,23 +52,24 @@ def read_folder(images: Path, split: str, classnames: str | None = None, templat
     folders = [path for path in visible if path.is_dir()]
     if not folders:
         raise ConfigError(f"--images: no class folders in {images}")
-    named = classnames is not None and classnames != IMAGENET
-    contents = Contents(
-        images, [Path(file) for file in (classnames, templates) if file is not None and file != IMAGENET]
-    )
-    names = _class_map(Path(str(classnames))) if named else _imagenet_map() if classnames else None
+    contents = Contents(images, [Path(file) for file in (classnames, templates) if file not in (None, IMAGENET)])
+    names = {folder.name: folder.name for folder in folders}
+    if classnames == IMAGENET:
+        names = dict(zip(imagenet_wnids(), imagenet_names(), strict=True))
+    elif classnames is not None:
+        names = _class_map(Path(classnames))
     for path in visible:
         if path not in folders and _is_image(path):
             contents.problems.append(Omission(path.name, "lies in no class folder"))
     for label, folder in enumerate(folders):
-        if names is not None and folder.name not in names:
+        if folder.name not in names:
             raise DataError(f"--classnames {classnames}: no name for the class folder {folder.name!r}")
-        contents.classnames.append(names[folder.name] if names is not None else folder.name)
+        contents.classnames.append(names[folder.name])
         found = [Item(path.relative_to(images).as_posix(), split, label=label) for path in _files(folder)]
         contents.items += found
         if not found:
             contents.problems.append(Omission(f"class {folder.name}", "no images in its folder"))
-    contents.templates = _templates(templates, default=["a photo of a {c}."])
+    contents.templates = ["a photo of a {c}."] if templates is None else _templates(templates)
     return contents
 
 
@@ -61,53 +81,56 @@ def read_imagenet_val(
     templates: str | None = None,
     devkit_meta: Path | None = None,
 ) -> Contents:
-    """ImageNet's validation images, all in one folder, with the classes from a file.
+    """Read ImageNet's validation images, which lie in one folder, with the classes from a file.
 
-    Labels count the 1,000 wnids in sorted order, as timm, torchvision and open_clip's class names do.
+    Labels count the 1,000 wnids in sorted order, as in timm, torchvision and open_clip's class names.
 
     Args:
         images: the folder of `ILSVRC2012_val_*.JPEG`.
         labels: lines `NAME LABEL` or `NAME WNID`; or one wnid a line, or the devkit's
-            `ILSVRC2012_validation_ground_truth.txt`, where line i is of image i.
-        split: what to call the split.
-        classnames: a file with a name a line, in the order of labels; None: open_clip's.
+            `ILSVRC2012_validation_ground_truth.txt`, where line i belongs to image i.
+        split: name of the split.
+        classnames: a file with a name a line, in the order of labels; None: open_clip's names.
         templates: as in `read_folder`; None: OpenAI's 80.
-        devkit_meta: the devkit's `meta.mat`, without which the numbers of the ground truth mean nothing: they count
-            in an order of their own.
+        devkit_meta: the devkit's `meta.mat`. The numbers of the ground truth have an order of their own, which only
+            this file tells.
 
     Raises:
-        ConfigError: a missing file or folder, numbers without `devkit_meta`.
+        ConfigError: a missing file or folder, or numbers without `devkit_meta`.
         DataError: a malformed line, an unknown class, an image listed twice.
     """
     existing_folder(images, "--images")
     contents = Contents(
         images, [Path(file) for file in (labels, classnames, templates, devkit_meta) if file not in (None, IMAGENET)]
     )
-    wanted = _labels(labels, devkit_meta)
+    expected = _labels(labels, devkit_meta)
     files: dict[str, Path] = {}
     for path in sorted(images.iterdir()):
         if not path.name.startswith(".") and path.is_file() and files.setdefault(path.stem, path) != path:
-            contents.problems.append(Problem(path.name, f"called as {files[path.stem].name}, and labels go by stems"))
-    for stem, label in sorted(wanted.items()):
+            contents.problems.append(
+                Problem(path.name, f"has the same stem as {files[path.stem].name}, and labels are by stem")
+            )
+    for stem, label in sorted(expected.items()):
         if stem in files:
             contents.items.append(Item(files[stem].name, split, label=label))
         else:
             contents.problems.append(Problem(stem, "no such file"))
     contents.problems += [
-        Omission(path.name, f"no label in {labels.name}") for s, path in files.items() if s not in wanted
+        Omission(path.name, f"no label in {labels.name}") for stem, path in files.items() if stem not in expected
     ]
-    own = classnames is not None and classnames != IMAGENET
+    own = classnames not in (None, IMAGENET)
     contents.classnames = read_lines(str(classnames), "--classnames") if own else imagenet_names()
-    if wanted and max(wanted.values()) >= len(contents.classnames):
-        raise DataError(f"{labels}: label {max(wanted.values())}, but there are {len(contents.classnames)} class names")
-    contents.templates = _templates(templates or IMAGENET, default=[])
+    if expected and max(expected.values()) >= len(contents.classnames):
+        most = max(expected.values())
+        raise DataError(f"{labels}: label {most}, but there are {len(contents.classnames)} class names")
+    contents.templates = _templates(templates or IMAGENET)
     return contents
 
 
 def _labels(path: Path, devkit_meta: Path | None) -> dict[str, int]:
-    """The label of every image, by the stem of its name."""
+    """Return the label of every image by the stem of its name."""
     order = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
-    devkit = devkit_wnids(devkit_meta) if devkit_meta else None
+    devkit = _devkit_wnids(devkit_meta) if devkit_meta else None
     labels: dict[str, int] = {}
     for number, line in enumerate(read_text(path, "--labels").rstrip().splitlines(), 1):
         where = f"{path}: line {number}"
@@ -133,6 +156,19 @@ def _labels(path: Path, devkit_meta: Path | None) -> dict[str, int]:
     return labels
 
 
+def _devkit_wnids(meta: Path) -> dict[int, str]:
+    """Return the wnids of the devkit's numbers (ILSVRC2012_ID)."""
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        return {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    except OSError as error:
+        raise ConfigError(f"--devkit_meta: can't read {meta}: {error.strerror}") from error
+    except Exception as error:  # scipy raises many types for a file that is no .mat
+        raise DataError(f"{meta}: not the devkit's meta.mat: {error}") from error
+
+
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
@@ -149,13 +185,7 @@ def _class_map(path: Path) -> dict[str, str]:
     return names
 
 
-def _imagenet_map() -> dict[str, str]:
-    return dict(zip(imagenet_wnids(), imagenet_names(), strict=True))
-
-
-def _templates(given: str | None, default: list[str]) -> list[str]:
-    if given is None:
-        return default
+def _templates(given: str) -> list[str]:
     templates = imagenet_templates() if given == IMAGENET else read_lines(given, "--templates")
     for template in templates:
         if "{c}" not in template:
@@ -164,7 +194,7 @@ def _templates(given: str | None, default: list[str]) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in the order of their names; links are followed, in circles once."""
+    """Yield all files below a folder in the order of their names. Links are followed, but a circle only once."""
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -175,7 +205,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    """os.walk passes over a folder that can't be read; its images would be lost."""
+    # os.walk skips a folder that can't be read, and its images would be lost silently.
     raise DataError(f"{error.filename}: {error.strerror}") from error
 
 

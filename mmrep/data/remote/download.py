@@ -1,36 +1,44 @@
-"""Downloads: failures retried, broken ones resumed, what came verified."""
+"""Downloads: failures are retried, broken ones resumed, stalls noticed; sizes and listings of remote folders."""
 
-import hashlib
+import asyncio
+import os
+import queue
 import random
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.remote.answers import AttemptError, Head, one_line, open_answer, shown
+from mmrep.data.files import expand_braces
 from mmrep.data.tar import DataError
 
 _T = TypeVar("_T")
+_Put = Callable[[Any], None]
 
-_ALGORITHMS = ("md5", "sha256", "blake2b")
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_BLOCK = 4 << 20
+_SMALL_FILE = 256 << 20
 _PASSING_STATUS = (408, 425, 429)
-"""Statuses below 500 that another attempt may cure."""
+"""HTTP statuses below 500 after which another attempt may succeed."""
 _LASTING = ("NoCredentialsError", "InvalidURL", "InvalidUrlClientError", "ClientConnectorCertificateError")
-"""Errors, by class name (their packages are optional), that another attempt does not cure."""
+"""Errors after which another attempt can't succeed, by class name because their packages are optional."""
 _LONGEST_WAIT = 60.0
 _jitter = random.SystemRandom()
-"""Not the global generator, whose state is the run's."""
+"""Not the global generator, whose state belongs to the run."""
 
 
 class Policy(NamedTuple):
-    """How patient a download is.
+    """Retry policy of a download.
 
     Attributes:
         retries: attempts after the first.
         timeout: seconds without a byte after which an attempt is given up.
-        backoff: seconds before the first retry, doubled before each further one, give or take half.
+        backoff: seconds before the first retry; they double before each further one, and vary by half.
     """
 
     retries: int = 5
@@ -43,34 +51,206 @@ DEFAULT_POLICY = Policy()
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where a download goes."""
+    """Destination of a download."""
 
     def restart(self, total: int | None) -> None:
-        """What came before is void; `total` bytes follow, or an unknown number."""
+        """Forget everything written; `total` bytes follow, or an unknown number."""
 
     def write(self, data: bytes) -> None:
-        """Appends."""
+        """Append bytes."""
+
+
+class AttemptError(Exception):
+    """The remote side failed, for the reason in `__cause__`. Trouble with the local disk is never one."""
 
 
 class _WrongBytesError(Exception):
-    """A file other than the expected one came."""
+    """Another file than the expected one came."""
 
 
-def patiently(address: str, attempt: Callable[[], _T], policy: Policy, got: Callable[[], str] = str) -> _T:
-    """What `attempt` returns; tried again, with growing waits, where the remote side fails in a way that may pass.
+class _Head(NamedTuple):
+    """The beginning of an answer: position of the first byte, bytes of the whole file, version of the file."""
 
-    Args:
-        address: for messages.
-        attempt: raises AttemptError where the remote side fails.
-        policy: how often.
-        got: how far it came, for the message.
+    start: int
+    total: int | None
+    version: str | None
+
+
+def is_remote(address: str) -> bool:
+    """Return whether a text is an address (`scheme://…`). `pipe:`, which would run a shell, never is."""
+    return bool(re.match(r"(?!pipe:)[A-Za-z][\w+.-]*(::[\w+.-]+)*://", address))
+
+
+def shown(address: str) -> str:
+    """Return an address as messages may show it: without user, password and query."""
+    return re.split(r"[?#]", re.sub(r"//[^/@\s]*@", "//", address), maxsplit=1)[0]
+
+
+def _one_line(text: object) -> str:
+    """Return a message of another package as one line without users, passwords and queries of addresses."""
+    line = " ".join(str(text).split())
+    return re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", re.sub(r"://[^/@\s]*@", "://", line))[:300]
+
+
+def _filesystem(address: str, **options: bool) -> tuple[Any, str]:
+    """Return the fsspec file system of an address, and the path within it; raise ConfigError if there is none."""
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(address, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(re.split(r"::|://", address, maxsplit=1)[0])
+        package = f"'mmrep[{extra}]'" if extra else (error.name or "the package of this scheme")
+        raise ConfigError(f"{shown(address)}: needs a package that is missing: pip install {package}") from error
+    except ValueError as error:
+        raise ConfigError(f"{shown(address)}: {_one_line(str(error))}") from error
+
+
+if hasattr(os, "register_at_fork"):
+
+    def _after_fork() -> None:
+        # fsspec drops its event loop in a forked child, but not its lock, which another thread may have held.
+        asyn = sys.modules.get("fsspec.asyn")
+        if asyn is not None:
+            asyn.reset_lock()
+
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _pieces(address: str, produce: Callable[[_Put], None], timeout: float) -> Generator[Any, None, None]:
+    """Yield what `produce` passes to its argument. It runs in a thread, so that a stall in any library is noticed.
 
     Raises:
-        DataError: naming address, attempts and last reason. Its `__cause__` is what the remote side raised.
+        AttemptError: `produce` raised, or passed nothing for `timeout` seconds. Its thread then ends as soon as the
+            call that it is stuck in does.
+    """
+    pieces: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=8)
+    left = threading.Event()
+
+    def put(item: Any, kind: str = "item") -> None:
+        while not left.is_set():
+            try:
+                return pieces.put((kind, item), timeout=0.5)
+            except queue.Full:
+                continue
+        raise InterruptedError("the reader has left")
+
+    def work() -> None:
+        try:
+            produce(put)
+            put(None, "end")
+        except Exception as error:
+            with suppress(InterruptedError):
+                put(error, "error")
+
+    threading.Thread(target=work, name=f"download {shown(address)}", daemon=True).start()
+    try:
+        while True:
+            try:
+                kind, item = pieces.get(timeout=timeout)
+            except queue.Empty:
+                raise AttemptError from TimeoutError("stalled")
+            if kind == "error":
+                raise AttemptError from item
+            if kind == "end":
+                return
+            yield item
+    finally:
+        left.set()
+
+
+def _http(fs: Any, path: str, start: int, version: str | None, timeout: float, put: _Put) -> None:
+    """Pass on the head and the bytes of an HTTP answer, streamed through one connection.
+
+    fsspec provides client and settings. Its own reads fetch blocks, and report any failure of `info` as a missing
+    file. The event loop belongs to this thread, so that a fork does not break it.
+    """
+    import aiohttp
+
+    headers = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
+    waits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+    request = {**fs.kwargs, "headers": headers, "timeout": waits}
+
+    async def stream() -> None:
+        session = await fs.set_session()
+        try:
+            async with session.get(fs.encode_url(path), **request) as response:
+                if response.status != 416:
+                    response.raise_for_status()
+                put(_http_head(response, start))
+                async for piece in response.content.iter_chunked(1 << 20):
+                    put(piece)
+        finally:
+            await session.close()
+
+    asyncio.run(stream())
+
+
+def _http_head(response: Any, start: int) -> _Head:
+    headers = response.headers
+    tag = headers.get("ETag", "")
+    version = headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag
+    part = re.match(r"bytes (?:\*|(\d+)-\d+)/(\d+|\*)", headers.get("Content-Range", ""))
+    total = int(part[2]) if part and part[2] != "*" else None
+    if response.status == 416:
+        return _Head(start, -1 if total is None else total, version)  # the file now ends before `start`
+    if response.status == 206 and part and part[1]:
+        return _Head(int(part[1]), total, version)
+    if response.status == 206:
+        raise ConnectionError(f"asked for bytes from {start} on, the server did not say which it sent")
+    plain = headers.get("Content-Encoding", "identity") == "identity" and "Content-Length" in headers
+    return _Head(0, int(headers["Content-Length"]) if plain else None, version)
+
+
+def _blocks(fs: Any, path: str, start: int, version: str | None, block: int, put: _Put) -> None:
+    """Pass on the head and the bytes of a file of any other file system, in blocks if its size is known."""
+    info = fs.info(path)
+    if info.get("type") == "directory":
+        raise IsADirectoryError(f"{path} is a folder")
+    total, now = info.get("size"), repr(sorted(info.items(), key=str))
+    if total is None or now != version:
+        start = 0
+    put(_Head(start, total, now))
+    if total is None:
+        put(fs.cat_file(path))
+        return
+    for begin in range(start, total, block):
+        piece = fs.cat_file(path, start=begin, end=min(begin + block, total))
+        put(piece)
+        if len(piece) != min(block, total - begin):
+            raise ConnectionError(f"{len(piece)} bytes of a block of {min(block, total - begin)}")
+
+
+def _answer(
+    address: str, start: int, version: str | None, timeout: float, attempt: int = 0
+) -> Generator[Any, None, None]:
+    """Yield the head of a remote file, then its bytes from `start` on, unless the file is no longer `version`."""
+    if re.match(r"https?(::|://)", address):
+        fs, path = _filesystem(address, asynchronous=True, skip_instance_cache=True)
+        return _pieces(address, partial(_http, fs, path, start, version, timeout), timeout)
+    fs, path = _filesystem(address)
+    # Smaller blocks after failures: a slow line must carry one within the timeout.
+    block = max(_BLOCK >> attempt, 1 << 16)
+    return _pieces(address, partial(_blocks, fs, path, start, version, block), timeout)
+
+
+def _patiently(address: str, attempt: Callable[[int], _T], policy: Policy, got: Callable[[], str] = str) -> _T:
+    """Return the result of `attempt`; repeat it after growing pauses if the remote side fails and may recover.
+
+    Args:
+        address: the address in messages.
+        attempt: is called with the number of the attempt, from 0; raises AttemptError if the remote side fails.
+        policy: the retry policy.
+        got: returns the progress for the message.
+
+    Raises:
+        DataError: all attempts failed. Its `__cause__` is the last error of the remote side.
     """
     for number in range(policy.retries + 1):
         try:
-            return attempt()
+            return attempt(number)
         except AttemptError as error:
             cause = error.__cause__
             assert cause is not None, "an attempt's error has a cause"
@@ -83,6 +263,7 @@ def patiently(address: str, attempt: Callable[[], _T], policy: Policy, got: Call
 
 
 def _status(error: BaseException) -> int | None:
+    """Return the HTTP status in an error of any client library."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             value = getattr(holder, name, None)
@@ -99,10 +280,10 @@ def _is_lasting(error: BaseException) -> bool:
     return isinstance(error, kinds) or type(error).__name__ in _LASTING
 
 
-def is_absent(error: BaseException | None) -> bool:
-    """Whether an error says that there is no such file, or that it can't be seen.
+def _is_absent(error: BaseException | None) -> bool:
+    """Return whether an error means that the file is missing or hidden.
 
-    Object stores answer 403 instead of 404 to who may not list a bucket.
+    Object stores answer 403 instead of 404 to users who may not list a bucket.
     """
     return isinstance(error, FileNotFoundError | PermissionError) or (
         error is not None and _status(error) in (403, 404, 410)
@@ -117,112 +298,165 @@ def _reason(error: BaseException, timeout: float) -> str:
         return f"no byte for {timeout:g} s"
     if status is not None:
         hint = " (credentials are taken from fsspec's configuration)" if status in (401, 403) else ""
-        return f"the server answered {status} {one_line(getattr(error, 'message', ''))}".rstrip() + hint
+        return f"the server answered {status} {_one_line(getattr(error, 'message', ''))}".rstrip() + hint
     if isinstance(error, _WrongBytesError):
         return str(error)
-    return one_line(f"{type(error).__name__}: {error}")
+    return _one_line(f"{type(error).__name__}: {error}")
 
 
-def size_of(address: str, policy: Policy) -> int | None:
-    """Size of a remote file in bytes; None where the server does not say.
+def download(address: str, sink: Sink, size: int | None, policy: Policy) -> None:
+    """Download a file. Each attempt resumes where the last one broke off, if the server can do that.
 
-    Raises:
-        DataError: see `patiently`.
-    """
-
-    def attempt() -> int | None:
-        with closing(open_answer(address, 0, None, policy.timeout)) as answer:
-            return next(answer).total
-
-    return patiently(address, attempt, policy)
-
-
-def new_hash(address: str, checksum: str | None) -> Any:
-    """The hash that a checksum `ALGORITHM:HEX` asks for, or None.
+    Args:
+        address: `scheme://…`.
+        sink: the destination.
+        size: bytes expected; None: as many as the server announces.
+        policy: the retry policy.
 
     Raises:
-        ConfigError: another algorithm, not hexadecimal.
+        ConfigError: a package is missing.
+        DataError: the remote side failed for good, or its file has another size.
     """
-    if checksum is None:
-        return None
-    name, _, value = checksum.partition(":")
-    if name not in _ALGORITHMS or not re.fullmatch(r"(?:[0-9a-fA-F]{2})+", value):
-        raise ConfigError(f"{shown(address)}: checksum {checksum!r}: expected md5:HEX, sha256:HEX or blake2b:HEX")
-    if name == "blake2b":
-        return hashlib.blake2b(digest_size=min(len(value) // 2, 64))
-    return hashlib.new(name, usedforsecurity=False)
+    got, total, version = 0, size, None
 
-
-class _Transfer:
-    """A download under way: what is there of it, and what the next attempt asks for."""
-
-    def __init__(self, address: str, sink: Sink, size: int | None, checksum: str | None, timeout: float) -> None:
-        self.address, self.sink, self.size, self.checksum, self.timeout = address, sink, size, checksum, timeout
-        self.attempts = self.got = 0
-        self.total = size
-        self.version: str | None = None
-        self.hash = new_hash(address, checksum)
-
-    def attempt(self) -> int:
-        """Goes on where the last attempt broke off; the size of the file once all of it is there and verified."""
-        self.attempts += 1
-        with closing(open_answer(self.address, self.got, self.version, self.timeout, self.attempts - 1)) as answer:
-            self._begin(next(answer))
-            for piece in answer:
-                self.sink.write(piece)
-                self.got += len(piece)
-                if self.hash is not None:
-                    self.hash.update(piece)
-                if self.total is not None and self.got > self.total:
-                    raise self._void(f"more than {self.total:,} bytes came")
-        if self.total is not None and self.got < self.total:
-            raise AttemptError from ConnectionError(f"{self.got:,} of {self.total:,} bytes came")
-        if self.hash is not None and self.checksum is not None:
-            expected = self.checksum.partition(":")[2].lower()
-            if self.hash.hexdigest() != expected:
-                raise self._void(f"checksum {self.hash.hexdigest()}, expected {expected}")
-        return self.got
-
-    def _begin(self, head: Head) -> None:
-        if self.size is not None and head.total not in (None, self.size):
-            raise self._void(f"the file has {head.total:,} bytes, expected {self.size:,}")
-        if head.start and (head.start != self.got or head.total not in (None, self.total)):
-            raise self._void("the file changed while it was downloaded")
-        if not head.start:
-            self.got, self.hash = 0, new_hash(self.address, self.checksum)
-            self.total = head.total if self.size is None else self.size
-            self.sink.restart(self.total)
-        self.version = head.version
-
-    def _void(self, reason: str) -> AttemptError:
-        """The error of an attempt after which nothing of the file can be kept."""
-        self.got, self.version = 0, None
+    def wrong(reason: str) -> AttemptError:
+        nonlocal got, version
+        got, version = 0, None  # nothing of the file can be kept
         error = AttemptError()
         error.__cause__ = _WrongBytesError(reason)
         return error
 
-    def progress(self) -> str:
-        """How far it came, for messages."""
-        total = "an unknown number of" if self.total is None else f"{self.total:,}"
-        return f", {self.got:,} of {total} bytes got"
+    def attempt(number: int) -> None:
+        nonlocal got, total, version
+        with closing(_answer(address, got, version, policy.timeout, number)) as answer:
+            head: _Head = next(answer)
+            if size is not None and head.total not in (None, size):
+                raise wrong(f"the file has {head.total:,} bytes, expected {size:,}")
+            if head.start and (head.start != got or head.total not in (None, total)):
+                raise wrong("the file changed while it was downloaded")
+            if not head.start:
+                got, total = 0, head.total if size is None else size
+                sink.restart(total)
+            version = head.version
+            for piece in answer:
+                sink.write(piece)
+                got += len(piece)
+                if total is not None and got > total:
+                    raise wrong(f"more than {total:,} bytes came")
+        if total is not None and got < total:
+            raise AttemptError from ConnectionError(f"{got:,} of {total:,} bytes came")
+
+    def progress() -> str:
+        return f", {got:,} of {'an unknown number of' if total is None else f'{total:,}'} bytes got"
+
+    _patiently(address, attempt, policy, progress)
 
 
-def download(address: str, sink: Sink, size: int | None, checksum: str | None, policy: Policy) -> int:
-    """Downloads a file, each attempt going on where the last one broke off if the server can, and verifies it.
+class _Memory:
+    """A sink in memory, for a file of at most `limit` bytes."""
+
+    def __init__(self, address: str, limit: int) -> None:
+        self.address, self.limit, self.data = address, limit, bytearray()
+
+    def restart(self, total: int | None) -> None:
+        """See `Sink`."""
+        self.data.clear()
+        self._check(total or 0)
+
+    def write(self, data: bytes) -> None:
+        """See `Sink`."""
+        self._check(len(self.data) + len(data))
+        self.data += data
+
+    def _check(self, length: int) -> None:
+        if length > self.limit:
+            raise DataError(f"{shown(self.address)}: {length:,} bytes or more, expected at most {self.limit:,}")
+
+
+@overload
+def read_remote(address: str, limit: int = ..., *, missing_ok: Literal[False] = ..., policy: Policy = ...) -> bytes: ...
+@overload
+def read_remote(address: str, limit: int = ..., *, missing_ok: bool, policy: Policy = ...) -> bytes | None: ...
+def read_remote(
+    address: str, limit: int = _SMALL_FILE, *, missing_ok: bool = False, policy: Policy = DEFAULT_POLICY
+) -> bytes | None:
+    """Return the content of a small remote file (an index, class names, statistics). It is not cached.
 
     Args:
-        address: what.
-        sink: where to.
-        size: bytes expected; None: as many as the server says.
-        checksum: `md5:HEX`, `sha256:HEX` or `blake2b:HEX`; None: not checked.
-        policy: how patient.
-
-    Returns:
-        Bytes of the file.
+        address: `scheme://…`.
+        limit: most bytes.
+        missing_ok: return None for a file that is missing or hidden.
+        policy: the retry policy.
 
     Raises:
-        ConfigError: a package is missing, a malformed checksum.
-        DataError: the remote side failed for good (see `patiently`), or its file isn't the expected one.
+        DataError: missing, larger than `limit`, or the download failed.
+        ConfigError: a package is missing.
     """
-    transfer = _Transfer(address, sink, size, checksum, policy.timeout)
-    return patiently(address, transfer.attempt, policy, transfer.progress)
+    memory = _Memory(address, limit)
+    try:
+        download(address, memory, None, policy)
+    except DataError as error:
+        if missing_ok and _is_absent(error.__cause__):
+            return None
+        raise
+    return bytes(memory.data)
+
+
+def remote_size(address: str, policy: Policy = DEFAULT_POLICY) -> int | None:
+    """Return the size of a remote file in bytes; None if the server does not announce it.
+
+    Raises:
+        DataError: the request failed.
+        ConfigError: a package is missing.
+    """
+
+    def attempt(_: int) -> int | None:
+        with closing(_answer(address, 0, None, policy.timeout)) as answer:
+            return next(answer).total
+
+    return _patiently(address, attempt, policy)
+
+
+def expand_remote(pattern: str, policy: Policy = DEFAULT_POLICY) -> list[str]:
+    """Return the addresses of a pattern: braces in their order, a glob (`*`) sorted, the tars of a folder (`…/`).
+
+    Addresses without a glob are not looked up.
+
+    Raises:
+        ConfigError: unbalanced braces, a glob or folder without a match, a missing package.
+        DataError: the listing failed.
+    """
+    names = expand_braces(pattern, shown(pattern))
+    return [found for name in names for found in _matches(f"{name}*.tar" if name.endswith("/") else name, policy)]
+
+
+def _matches(name: str, policy: Policy) -> list[str]:
+    if "*" not in name:
+        return [name]
+    if "::" in name:
+        raise ConfigError(f"{shown(name)}: a glob in a chain of addresses can't be looked up; list the shards")
+    fs, path = _filesystem(name)
+
+    def attempt(_: int) -> list[str]:
+        return next(_pieces(name, lambda put: put(fs.glob(path)), policy.timeout))
+
+    # fsspec's own way back to addresses loses user and host of some schemes.
+    scheme = name.removesuffix(path)
+    found = [scheme + match for match in sorted(_patiently(name, attempt, policy))]
+    if not found:
+        raise ConfigError(f"{shown(name)}: nothing there matches")
+    return found
+
+
+def remote_folders(address: str, policy: Policy = DEFAULT_POLICY) -> list[str] | None:
+    """Return the sorted names of the folders in a remote folder, for messages; None if it can't be listed.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    fs, path = _filesystem(address)
+    try:
+        entries = next(_pieces(address, lambda put: put(fs.ls(path, detail=True)), policy.timeout))
+    except AttemptError:
+        return None
+    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")

@@ -1,4 +1,4 @@
-"""The ground truth of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285), and the images that it names."""
+"""The ground truth of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285) and the images that it names."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ class Query(NamedTuple):
     """One query of a set.
 
     Attributes:
-        name: of its image.
-        box: what is looked for in it; None: the whole image.
-        easy: positions in the gallery that clearly show it.
-        hard: positions that show it under difficult conditions.
-        junk: positions that count neither for nor against.
+        name: the name of its image.
+        box: the part of the image to look for; None: the whole image.
+        easy: positions of gallery images that clearly show it.
+        hard: positions of gallery images that show it under difficult conditions.
+        junk: positions of gallery images that are ignored.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Query(NamedTuple):
 
 
 class GroundTruth(NamedTuple):
-    """Which images of a gallery show what the queries show.
+    """The right gallery images of each query.
 
     Attributes:
-        gallery: names of the images.
-        queries: what is looked for.
+        gallery: names of the gallery images.
+        queries: the queries.
     """
 
     gallery: tuple[str, ...]
@@ -59,11 +59,11 @@ class GroundTruth(NamedTuple):
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
-    """A ground truth file as its authors give it (`gnd_roxford5k.pkl`), or the same structure as JSON.
+    """Read a ground truth file as its authors publish it (`gnd_roxford5k.pkl`), or the same structure as JSON.
 
-    A dictionary of `imlist` (names of the gallery), `qimlist` (names of the queries' images) and `gnd`: for each query
-    a dictionary of `bbx` (left, top, right, bottom), `easy`, `hard` and `junk` (positions in `imlist`). Pickles are
-    read without executing anything.
+    It is a dictionary of `imlist` (names of the gallery), `qimlist` (names of the queries' images) and `gnd`: for each
+    query a dictionary of `bbx` (left, top, right, bottom), `easy`, `hard` and `junk` (positions in `imlist`). Pickles
+    are read without executing anything.
 
     Raises:
         ConfigError: no such file.
@@ -102,7 +102,7 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{where}: expected a list of names")
     for name in names:
-        # The file comes from others: it must not lead out of the folder of images.
+        # The file comes from a stranger: its names must not lead out of the folder of images.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"{where}: {name!r} leads out of the folder of images")
     return tuple(names)
@@ -182,7 +182,7 @@ class InstanceRecords(Records):
 
 
 def open_instances(config: SetConfig) -> InstanceRecords:
-    """The images that `config.ground_truth` names, in the folder `config.path`, as jpg, jpeg, png or webp.
+    """Find the images that `config.ground_truth` names in the folder `config.path`, as jpg, jpeg, png or webp.
 
     Raises:
         ConfigError: no folder, no ground truth.

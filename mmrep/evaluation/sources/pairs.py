@@ -1,9 +1,9 @@
-"""Sets of confusable captions as their authors lay them out: SugarCrepe's and Winoground's annotation files.
+"""Sets of confusable captions in their authors' layout: the annotation files of SugarCrepe and Winoground.
 
 SugarCrepe (Hsieh et al., arXiv 2306.14610): one image, a right caption, one or more wrong ones (`filename`, `caption`,
 `negative_caption`), a file for each kind of change. Winoground (Thrush et al., arXiv 2204.03162): two images and two
 captions of the same words (`image_0`, `image_1`, `caption_0`, `caption_1`; `collapsed_tag` or `tag` and
-`num_main_preds` where there are). Either form as JSON (an object of examples by id, or a list), JSON lines or CSV.
+`num_main_preds` if any). Either form as JSON (an object of examples by id, or a list), JSON lines or CSV.
 """
 
 import csv
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
+from mmrep.data.files import is_blank
 from mmrep.data.layouts.contents import read_text, within_folder
-from mmrep.data.spelling import is_blank
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import PAIR_FILES, local_place
 from mmrep.evaluation.sources.records import Records, file_size, read_pixels
@@ -33,14 +33,14 @@ _WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
 
 
 class Pair(NamedTuple):
-    """An image and the captions it may be confused with.
+    """An image with its right caption and its wrong ones.
 
     Attributes:
-        key: file, id and, of two images, which.
-        image: its file.
+        key: file and id, and for an example of two images which of them.
+        image: the image file.
         captions: the right one, then the wrong ones.
-        kinds: what the example is counted under.
-        example: of two images, a number that both have.
+        kinds: the kinds that the example is counted under.
+        example: for an example of two images, a number that both have.
     """
 
     key: str
@@ -82,11 +82,11 @@ class PairRecords(Records):
 
 
 def read_pairs(config: SetConfig) -> PairRecords:
-    """The images and captions of annotation files and an image folder.
+    """Read the images and captions of annotation files and an image folder.
 
     Args:
-        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images. Both are
-            there, as `check_place` finds.
+        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images.
+            `check_place` has found that both exist.
 
     Raises:
         ConfigError: no annotation file; files of both forms.
@@ -138,7 +138,7 @@ def _pairs_of(file: Path, images: Path, first: int) -> Iterator[Pair]:
 
 
 def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The examples of a file with their ids: as given, or else their numbers.
+    """Return the examples of a file with their ids, or with their numbers where they have no ids.
 
     Raises:
         DataError: not JSON or CSV, an entry that is no object, an id that occurs twice.
@@ -176,7 +176,7 @@ def _json(text: str, file: Path) -> Any:
 
 
 def _text(entry: dict[str, Any], name: str, where: str) -> str:
-    """A field's text in one line."""
+    """Return a field's text in one line."""
     value = entry.get(name)
     if value is None:
         raise DataError(f"{where}: no {name!r}; expected {', '.join(_SUGARCREPE)} or {', '.join(_WINOGROUND)}")

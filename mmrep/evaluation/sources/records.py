@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mmrep.data.arrays import ARRAY_ERRORS, read_array
 from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import decode_image, read_image
+from mmrep.data.files import ARRAY_ERRORS, read_array
 from mmrep.data.layouts.contents import Item
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import DataError

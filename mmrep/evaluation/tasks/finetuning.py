@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmrep import distributed
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.config.finetune import FinetuneConfig
+from mmrep.config.training import in_steps
 from mmrep.data.draws import Purpose, permutation, uniforms
 from mmrep.data.loader import default_workers
 from mmrep.data.tar import DataError
@@ -121,7 +122,7 @@ def _train(
     for epoch in epochs:
         loss_sum, right = 0.0, 0
         for batch in epoch:
-            share = _schedule(step, steps, options.warmup)
+            share = _schedule(step, steps, in_steps(options.warmup, steps))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             wanted = torch.tensor([labels[position] for _, position in batch], device=device)
@@ -211,9 +212,8 @@ def _optimizer(classifier: Classifier, lr: float, config: FinetuneConfig) -> tor
     )
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak rate: a linear warm-up, then half a cosine to zero after the last step."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the peak rate: a linear warm-up, then half a cosine that reaches zero after the last step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

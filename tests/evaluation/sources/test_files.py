@@ -13,7 +13,7 @@ from conftest import png
 
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.layouts.imagenet import imagenet_names, imagenet_wnids
+from mmrep.data.layouts.classes import imagenet_names, imagenet_wnids
 from mmrep.data.shards import image_extension, read_member
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import EvalSet, check_set, open_set
@@ -219,7 +219,7 @@ def test_images_that_share_a_label(tmp_path: Path) -> None:
     for name in ("a.JPEG", "a.png"):
         put(tmp_path / "flat" / name, png((0, 40, 90)))
     labels = put(tmp_path / "labels.txt", "a.JPEG 7\n")
-    with pytest.raises(DataError, match=r"1 problems .* a\.png: called as a\.JPEG"):
+    with pytest.raises(DataError, match=r"1 problems .* a\.png: has the same stem as a\.JPEG"):
         opened(tmp_path / "flat", format="imagenet-val", labels=str(labels))
 
 

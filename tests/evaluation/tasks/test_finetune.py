@@ -203,10 +203,10 @@ def test_processes_score_one_classifier(folder: Path, tmp_path: Path) -> None:
 
 
 def test_schedule() -> None:
-    shares = [_schedule(step, 20, 0.25) for step in range(20)]
+    shares = [_schedule(step, 20, 5) for step in range(20)]
     assert shares[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert all(a > b for a, b in pairwise(shares[5:])) and 0 < shares[-1] < 0.02
-    assert _schedule(0, 1, 0.0) == _schedule(0, 1, 1.0) == 1
+    assert _schedule(0, 1, 0) == _schedule(0, 1, 1) == 1
 
 
 def test_optimizer_groups(model: DualEncoder) -> None:

@@ -146,7 +146,7 @@ def _at(head: PoolingHead, p: float) -> PoolingHead:
 def _embed(model: DualEncoder, head: PoolingHead, tokens: Tokens) -> Tensor:
     """What the image tower makes of its trunk's tokens with a head."""
     image = model.image
-    return image.project(head(tokens if head.stages else tokens._replace(stages=())).embedding)
+    return image.project(head(tokens if head.num_stages else tokens._replace(stages=())).embedding)
 
 
 def _evaluate(model: DualEncoder, evalset: EvalSet, embedded: list[Tensor], text_batch: int) -> list[Evaluation]:

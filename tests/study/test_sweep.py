@@ -26,9 +26,9 @@ from mmrep.evaluation.suite import Result, evaluate
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.pooling import build_pool
 from mmrep.pooling.gem import GGeM, exponents_of
-from mmrep.training.sweep import State, Sweep, sweep
-from mmrep.training.sweep_report import best_state, near_best, score
-from mmrep.training.sweep_run import held_out_sets, primary_metric, save_state, sweep_run
+from mmrep.study.sweep import State, Sweep, sweep
+from mmrep.study.sweep_report import best_state, near_best, score
+from mmrep.study.sweep_run import held_out_sets, primary_metric, save_state, sweep_run
 from mmrep.training.trainer import train
 
 SPEED = EvaluationConfig(batch_size=5, text_batch_size=16, workers=0)
@@ -190,7 +190,7 @@ def test_the_sweep_runs_in_the_precision_of_training(
         found.append(model.precision)
         return sweep(model, *args)
 
-    monkeypatch.setattr("mmrep.training.sweep_run.sweep", spy)
+    monkeypatch.setattr("mmrep.study.sweep_run.sweep", spy)
     for run in runs.values():
         sweep_run(run.folder, run.config, SweepConfig(p=[1.0]), output=tmp_path / run.folder.name, evaluation=SPEED)
     assert found == ["fp32", "bf16"]
@@ -307,11 +307,11 @@ def test_what_can_not_be_swept_is_refused_at_the_start(
         sets[0]._replace(**change),
         rf"evaluation set colours: {found} can't be swept; .*one class an image",
     )
-    monkeypatch.setattr("mmrep.training.sweep.embed_images", lambda *_: pytest.fail("embedded"))
-    monkeypatch.setattr("mmrep.training.sweep_run.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mmrep.study.sweep.embed_images", lambda *_: pytest.fail("embedded"))
+    monkeypatch.setattr("mmrep.study.sweep_run.load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=message):
         sweep(tiny("ggem").eval(), [sets[1], wrong], SweepConfig(), SPEED)
-    monkeypatch.setattr("mmrep.training.sweep_run.open_set", lambda _: wrong)
+    monkeypatch.setattr("mmrep.study.sweep_run.open_set", lambda _: wrong)
     with pytest.raises(ConfigError, match=message):
         sweep_run(runs["ggem"].folder, runs["ggem"].config, SweepConfig(), [SetConfig("x")])
 

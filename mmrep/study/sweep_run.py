@@ -24,10 +24,11 @@ from mmrep.files import DamagedFile, read_json
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import WEIGHTS, load, save_model
 from mmrep.model.trunk import stage_blocks
+from mmrep.study.sweep import State, check_sweepable, sweep
+from mmrep.study.sweep_report import FILE, best_state, remarks, sweep_table, write_sweep
+from mmrep.training.build import with_precision
 from mmrep.training.data import index_progress
 from mmrep.training.output import SUMMARY
-from mmrep.training.sweep import State, check_sweepable, sweep
-from mmrep.training.sweep_report import FILE, best_state, remarks, table, write_sweep
 
 LOG = logging.getLogger("mmrep")
 
@@ -63,6 +64,7 @@ def sweep_run(
         ConfigError: nothing to choose on, nothing to sweep, an unknown metric, a set with other tasks.
         DataError: a shard or sample that can't be read.
     """
+    config = with_precision(config, torch.device(device))
     place = (output or run) / FILE
     question = {
         "run": str(run.resolve()),
@@ -77,7 +79,7 @@ def sweep_run(
     metric = primary_metric(sets, asked.metric)
     check_sweep(place, question)
     model = load(run / "final", device)
-    model.precision = config.training.precision
+    model.precision = config.training.resolved()
     swept = sweep(model, sets, asked, evaluation or config.evaluation, quiet)
     count = sum(len(evalset.records) for evalset in sets)
     held_out = f"{count:,} images held out of training (data.validation)"
@@ -95,7 +97,7 @@ def sweep_run(
     }
     write_sweep(swept, metric, place, about)
     below = remarks(swept, metric, model.config.pooling.name, chosen_on, tests)
-    lines = [table(swept), "", *below, "", f"written: {place}"]
+    lines = [sweep_table(swept), "", *below, "", f"written: {place}"]
     if save is not None:
         state = swept.states[best_state(swept, metric)]
         save_state(model, state, swept.put_in, save)
@@ -181,6 +183,6 @@ def save_state(model: DualEncoder, state: State, put_in: PoolConfig | None, fold
             pool_base=None,
             weights=None,
         )
-        other.image.stages = stage_blocks(len(image.trunk.blocks), state.head.stages)
+        other.image.stage_blocks = stage_blocks(len(image.trunk.blocks), state.head.num_stages)
         other.image.auxiliary_projections = nn.ModuleList()
     save_model(other, folder)

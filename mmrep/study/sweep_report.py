@@ -11,7 +11,7 @@ from mmrep.evaluation.suite import SCHEMA, Result
 from mmrep.files import write_json
 from mmrep.markup import align
 from mmrep.pooling.gem import GGeM, exponents_of
-from mmrep.training.sweep import State, Sweep
+from mmrep.study.sweep import State, Sweep
 
 FILE = "sweep.json"
 
@@ -48,7 +48,7 @@ def _having(results: Sequence[Result], metric: str) -> list[tuple[Result, str]]:
     return [(r, name) for r in results if name in r.evaluation.metrics and place in ("", r.evalset.name)]
 
 
-def table(swept: Sweep) -> str:
+def sweep_table(swept: Sweep) -> str:
     """A row a metric, a column a state: percentages, the best of each row with a star."""
     rows = [["set", "metric", "n", "chance %", "±", *(state.name.rjust(6) for state in swept.states)]]
     for each in zip(*swept.results, strict=True):
