@@ -76,7 +76,7 @@ def test_cache_and_precision(command: list[str], tmp_path: Path, monkeypatch: py
     for name in ("first", "again", "bf16"):
         if name == "again":
             monkeypatch.setattr(
-                "mmrep.evaluation.embedding.cached.embed_set", lambda *args: pytest.fail("decoded again")
+                "mmrep.evaluation.embedding.cache.embed_set", lambda *args: pytest.fail("decoded again")
             )
         if name == "bf16":
             monkeypatch.undo()

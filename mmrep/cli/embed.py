@@ -50,8 +50,8 @@ def run(options: Options, _: list[str]) -> None:
 
     from mmrep import distributed
     from mmrep.evaluation.context import Context
-    from mmrep.evaluation.embedding.cached import embed_texts_cached, require_finite
-    from mmrep.evaluation.embedding.tokens import warn_of_cut
+    from mmrep.evaluation.embedding.cache import embed_texts_cached, require_finite
+    from mmrep.evaluation.embedding.embed import warn_of_cut
     from mmrep.evaluation.embedding.written import Form, check_form, write_set, write_texts
     from mmrep.evaluation.sets import open_set
 

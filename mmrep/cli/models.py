@@ -146,7 +146,7 @@ class ModelsAndSets(Speed):
 
         from mmrep.distributed import check_precision
         from mmrep.evaluation.embedding.cache import EmbeddingCache, model_digest
-        from mmrep.evaluation.embedding.sharding import shard_for_evaluation
+        from mmrep.evaluation.embedding.embed import shard_for_evaluation
         from mmrep.model.load import load
 
         cache, models, about = EmbeddingCache(), {}, {}

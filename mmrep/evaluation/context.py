@@ -1,4 +1,4 @@
-"""What a task gets: the models, a set, and the set's embeddings, which all tasks of the set share."""
+"""The input of a task: the models, a set, and the set's embeddings, which all tasks of the set share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,23 +9,22 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import EvaluationConfig
-from mmrep.evaluation.embedding.cache import EmbeddingCache
-from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached, require_finite
-from mmrep.evaluation.embedding.tokens import warn_of_cut
+from mmrep.evaluation.embedding.cache import EmbeddingCache, embed_set_cached, embed_texts_cached, require_finite
+from mmrep.evaluation.embedding.embed import warn_of_cut
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder
 
 
 class Context:
-    """A set under several models. Embeddings, labels and captions are made when first asked for, and kept.
+    """A set and the models to evaluate on it. Embeddings, labels and captions are computed when first used, and kept.
 
     Args:
-        models: by name; in evaluation mode, on one device.
+        models: models by name, in evaluation mode, on one device.
         evalset: the set.
         config: batch sizes, workers, tasks' options.
         quiet: show no progress bars.
-        cache: where embeddings are kept and taken from.
+        cache: where embeddings are stored and looked up.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class Context:
 
     @cached_property
     def images(self) -> list[Float[Tensor, "images embed"]]:
-        """The image embeddings under every model, of unit length, on the CPU.
+        """The image embeddings of every model, of unit length, on the CPU.
 
         Raises:
-            MmrepError: they are not finite.
+            MmrepError: embeddings that are not finite.
         """
         found = embed_set_cached(
             list(self.models.values()), self.evalset.records, self.config, self.cache, self.evalset.name, self.quiet
@@ -68,7 +67,7 @@ class Context:
         return found
 
     def encode_texts(self, model: DualEncoder, texts: list[str]) -> Float[Tensor, "texts embed"]:
-        """Text embeddings of unit length, in the order given; a warning counts those that the context cuts.
+        """Return text embeddings of unit length, in the order given; warn of texts that are longer than the context.
 
         Raises:
             MmrepError: embeddings that are not finite.
@@ -85,10 +84,10 @@ class Context:
 
     @cached_property
     def train(self) -> "Context":
-        """The split that probes and fine-tuning are fitted on, under the same models.
+        """The training split of the set with the same models, for tasks that are fitted.
 
         Raises:
-            ConfigError: the set has none.
+            ConfigError: the set has no training split.
         """
         config = self.evalset.config
         require(
@@ -101,4 +100,4 @@ class Context:
 
 
 TaskFunction = Callable[[Context], list[Evaluation]]
-"""A task on one set: an evaluation for each model, in their order."""
+"""A task on one set: it returns an evaluation for each model, in their order."""

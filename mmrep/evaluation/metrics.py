@@ -1,4 +1,4 @@
-"""What every evaluator returns, and the unit of each figure."""
+"""The result of an evaluation, and the unit of each figure."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,17 +8,16 @@ from numpy.typing import NDArray
 
 
 class Evaluation(NamedTuple):
-    """What an evaluator found.
+    """The figures of one model at one task of one set.
 
     Attributes:
-        metrics: by name, shares in [0, 1] of which more is better.
-        chance: what guessing gives, by the same names; studies compare the metrics that have a chance level.
-        outcomes: for each sample or query, what happened to it.
+        metrics: metrics by name, shares in [0, 1] of which more is better.
+        chance: their chance levels by name. Studies compare the metrics that have a chance level.
+        outcomes: arrays with the outcome of each sample or query.
         further: other figures by name (ranks, mAP@k), which have no chance level.
-        pessimistic: for metrics and further figures that ties can change, by the same names: what they would be if
-            whatever ties with the right answer stood before it.
-        details: what else the results' JSON keeps, such as the hyper-parameters chosen.
-        tables: by name, rows of cells with their head first, written as CSV files beside the outcomes.
+        pessimistic: figures that ties can change, by name, with everything that ties with the right answer before it.
+        details: further content of the results' JSON, such as chosen hyper-parameters.
+        tables: tables by name, rows of cells with their head first, written as CSV files next to the outcomes.
     """
 
     metrics: dict[str, float]

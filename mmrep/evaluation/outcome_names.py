@@ -1,4 +1,4 @@
-"""What results' files and folders are called, and whether two would be called alike."""
+"""Names of results' files and folders, and checks that no two are equal."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,17 +6,17 @@ from mmrep.config.checks import require
 
 
 def model_folder(model: str) -> str:
-    """The folder of a model: its name, which may be a path, in one piece."""
+    """Return the folder name of a model, whose own name may be a path."""
     return model.replace("/", "_")
 
 
 def file_stem(evalset: str, own_task: str, task: str) -> str:
-    """What files on a set under a task begin with: the set's name, and after it a task that is not the set's own."""
+    """Return what files of a set and task begin with: the set's name, and the task unless it is the set's own."""
     return evalset if task == own_task else f"{evalset}.{task}"
 
 
 def check_model_names(models: Iterable[str]) -> None:
-    """Raises ConfigError where two models would write into one folder."""
+    """Raise ConfigError where two models would write into one folder."""
     taken: dict[str, str] = {}
     for model in models:
         other = taken.setdefault(model_folder(model), model)
@@ -27,10 +27,10 @@ def check_model_names(models: Iterable[str]) -> None:
 
 
 def check_set_names(sets: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Whether each set has a name of its own, and none that of another's files under a task.
+    """Check that each set has a name of its own, which no other set's files have.
 
     Args:
-        sets: name and tasks of each.
+        sets: name and tasks of each set.
 
     Raises:
         ConfigError: two that would write to one file.

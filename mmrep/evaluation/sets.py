@@ -1,4 +1,4 @@
-"""Evaluation sets: read from where they lie, or held out of training."""
+"""Evaluation sets: opened from files or shards, or held out of training."""
 
 import logging
 from dataclasses import replace
@@ -20,28 +20,28 @@ from mmrep.evaluation.sources.webdataset import read_webdataset
 
 LOG = logging.getLogger("mmrep")
 
-Task = Literal["zeroshot", "retrieval", "instance", "pairs"]
+OwnTask = Literal["zeroshot", "retrieval", "instance", "pairs"]
+"""The task that a set is made for."""
 
-__all__ = ["EvalSet", "Task", "check_set", "open_set", "validation_sets"]
+__all__ = ["EvalSet", "OwnTask", "check_set", "open_set", "validation_sets"]
 
 
 class EvalSet(NamedTuple):
     """A set to evaluate on.
 
     Attributes:
-        name: in results.
-        task: what its records hold: `zeroshot` (classes) or `retrieval` (captions), or what the set was made for
-            (`instance`, `pairs`).
+        name: its name in results.
+        task: `zeroshot` for classes, `retrieval` for captions, or the one task that can read the set.
         records: images with labels or captions.
         classnames: for `zeroshot`, in the order of labels.
         templates: for `zeroshot`, with `{c}` for the class name.
         multilabel: whether an image may have several classes.
-        tasks: what is asked, `task` alone if empty.
-        config: where the set was opened from; None for a validation split.
+        tasks: the tasks to evaluate; `task` alone if empty.
+        config: the config that the set was opened from; None for a validation split.
     """
 
     name: str
-    task: Task
+    task: OwnTask
     records: Records
     classnames: list[str]
     templates: list[str]
@@ -50,31 +50,31 @@ class EvalSet(NamedTuple):
     config: SetConfig | None = None
 
     def keys(self) -> list[str]:
-        """A stable name for every image."""
+        """Return a stable name for every image."""
         return [self.records.key(position) for position in range(len(self.records))]
 
 
 def open_set(config: SetConfig) -> EvalSet:
-    """A set of any format.
+    """Open a set of any format.
 
     Raises:
-        ConfigError: a part of it is missing, a task that does not fit, class names of a wrong number.
-        DataError: a damaged shard, samples that are wrong, missing images.
+        ConfigError: a part of it is missing, a task does not fit, or the number of class names is wrong.
+        DataError: a damaged shard, wrong samples, missing images.
     """
     check_place(config)
     if opened_by_task(config):
         return _own_set(config)
     found = read_webdataset(config) if config.format == "webdataset" else read_files(config)
-    task: Task = "zeroshot" if found.classnames else "retrieval"
+    task: OwnTask = "zeroshot" if found.classnames else "retrieval"
     warn_of_doubles(config, found.classnames)
     tasks = tuple(task if each == "auto" else each for each in config.tasks)
     return EvalSet(config.result_name, task, *found, tasks=tasks, config=config)
 
 
 def _own_set(config: SetConfig) -> EvalSet:
-    """A set that one task alone can read."""
+    """Open a set that one task alone can read."""
     if config.ground_truth is not None:
-        task: Task = "instance"
+        task: OwnTask = "instance"
         records: Records = open_instances(config)
     else:
         task, records = "pairs", read_pairs(config)
@@ -96,16 +96,16 @@ def _usable(sample: Sample) -> bool:
 
 
 def validation_sets(sources: Sources, config: ValidationConfig, skip_bad: bool = False) -> list[EvalSet]:
-    """The held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly.
+    """Return the held-out samples as sets, one for each source; at most `max_samples` in all, spread evenly.
 
     Args:
-        sources: of the run.
-        config: which samples are held out.
-        skip_bad: read all of them now, and leave out, with a warning each, what can't be used; otherwise evaluation
-            will stop there.
+        sources: the run's sources.
+        config: options of the validation split.
+        skip_bad: read all samples now and leave out, with a warning each, those that can't be used. Otherwise
+            evaluation stops at them.
 
     Raises:
-        DataError: a shard or, with `skip_bad`, every sample of a source can't be read.
+        DataError: a shard can't be read, or with `skip_bad` every sample of a source.
     """
     by_source: dict[int, list[Sample]] = {}
     for sample in sources.held_out(config.max_samples, skip_bad):

@@ -9,12 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
-from mmrep.evaluation.context import Context
+from mmrep.evaluation.context import Context, TaskFunction
 from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.metrics import Evaluation, number
 from mmrep.evaluation.outcome_names import check_model_names, check_set_names, file_stem, model_folder
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.tasks.registry import TASK_FUNCTIONS
+from mmrep.evaluation.tasks.corruption import corruption
+from mmrep.evaluation.tasks.finetune import finetune
+from mmrep.evaluation.tasks.instance import instance
+from mmrep.evaluation.tasks.knn import knn
+from mmrep.evaluation.tasks.occlusion import occlusion
+from mmrep.evaluation.tasks.pairs import pairs
+from mmrep.evaluation.tasks.probe import linear_probe
+from mmrep.evaluation.tasks.retrieval import reranked, retrieval
+from mmrep.evaluation.tasks.zeroshot import zeroshot
 from mmrep.files import whole_file, write_json
 from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
@@ -23,6 +31,20 @@ SCHEMA = 1
 _NONE = "–"
 _LEAST_NAME = 14
 """Characters of a model's name that a table leaves at least."""
+
+TASK_FUNCTIONS: dict[str, TaskFunction] = {
+    "zeroshot": zeroshot,
+    "retrieval": retrieval,
+    "linear_probe": linear_probe,
+    "knn": knn,
+    "instance": instance,
+    "rerank": reranked,
+    "corruption": corruption,
+    "finetune": finetune,
+    "occlusion": occlusion,
+    "pairs": pairs,
+}
+"""A function for each of `mmrep.config.evaluation.TASKS`; `open_set` resolves `auto`."""
 
 
 class Result(NamedTuple):

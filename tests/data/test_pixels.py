@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmrep.data.decode import decode_image
 from mmrep.data.transforms import resize_center, view
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre
 from mmrep.pixels import Fit, Preprocess, centre, cover, is_thin, resized_part, rgb
 
 UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -11,7 +11,7 @@ import torch
 from mmrep.config.checks import MmrepError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding import cached as embed_cached
+from mmrep.evaluation.embedding import cache as embed_cached
 from mmrep.evaluation.embedding.cache import EmbeddingCache
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder

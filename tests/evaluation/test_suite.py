@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mmrep.config.checks import ConfigError
-from mmrep.config.evaluation import EvaluationConfig, SetConfig
+from mmrep.config.evaluation import TASKS, EvaluationConfig, SetConfig
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.sets import EvalSet, open_set
-from mmrep.evaluation.suite import Result, evaluate, evaluate_each, results_table, write_results
+from mmrep.evaluation.suite import TASK_FUNCTIONS, Result, evaluate, evaluate_each, results_table, write_results
 from mmrep.markup import align, shortened
 from mmrep.model.dual_encoder import DualEncoder
 
@@ -204,7 +204,7 @@ def test_the_cache_changes_no_result(
 ) -> None:
     config = dataclasses.replace(CONFIG, cache=True)
     first = evaluate(models, sets, config)
-    monkeypatch.setattr("mmrep.evaluation.embedding.cached.embed_set", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr("mmrep.evaluation.embedding.cache.embed_set", lambda *args: pytest.fail("decoded again"))
     again = evaluate(models, sets, config)
     for one, two, three in zip(results, first, again, strict=True):
         assert one.to_dict() == two.to_dict() == three.to_dict()
@@ -234,3 +234,7 @@ def test_align() -> None:
         "long name  -12.25",
         "none            –",
     ]
+
+
+def test_every_task_that_a_config_may_name_has_a_function() -> None:
+    assert set(TASK_FUNCTIONS) == set(TASKS)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import mmrep
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.suite import evaluate
 from mmrep.model.dual_encoder import DualEncoder

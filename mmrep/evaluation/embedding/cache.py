@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,10 @@ from torch.distributed.fsdp import FSDPModule
 import mmrep
 from mmrep import distributed
 from mmrep.config.caches import cache_root
-from mmrep.config.checks import ConfigError, require
+from mmrep.config.checks import ConfigError, MmrepError, require
+from mmrep.config.evaluation import EvaluationConfig
+from mmrep.evaluation.embedding.embed import centre_of, embed_set, embed_texts
+from mmrep.evaluation.sources.records import Records
 from mmrep.model.dual_encoder import DualEncoder
 
 LOG = logging.getLogger("mmrep")
@@ -236,3 +239,50 @@ def _limit() -> int:
         raise ConfigError(f"{LIMIT}: expected a number of GB, got {text!r}") from error
     require(0 <= limit < float("inf"), f"{LIMIT}: expected a number of GB from 0 up, got {text!r}")
     return int(limit)
+
+
+def embed_set_cached(
+    models: Sequence[DualEncoder],
+    records: Records,
+    config: EvaluationConfig,
+    cache: EmbeddingCache | None,
+    name: str = "",
+    quiet: bool = True,
+) -> list[Float[Tensor, "images embed"]]:
+    """`embed_set`, for the models that the cache lacks; where it lacks none, no image is decoded."""
+    if cache is None:
+        return embed_set(models, records, config, name, quiet)
+    data = records.identity()
+    keys = [image_key(cache, model, centre_of(model), data, config.batch_size) for model in models]
+    found = [cache.get(key) for key in keys]
+    missing = [i for i, rows in enumerate(found) if rows is None]
+    if missing:
+        made = embed_set([models[i] for i in missing], records, config, name, quiet)
+        for i, rows in zip(missing, made, strict=True):
+            found[i] = rows
+            if rows.isfinite().all():
+                cache.put(keys[i], rows)
+    return [rows for rows in found if rows is not None]
+
+
+def embed_texts_cached(
+    model: DualEncoder, texts: Sequence[str], batch_size: int, cache: EmbeddingCache | None
+) -> Float[Tensor, "texts embed"]:
+    """`embed_texts`, unless the cache has the embeddings of the distinct texts."""
+    unique = sorted(set(texts))  # in one order, so that batches, and with them rounding, are the same
+    if cache is None:
+        rows = embed_texts(model, unique, batch_size)
+    else:
+        key = text_key(cache, model, unique, batch_size)
+        found = cache.get(key)
+        rows = embed_texts(model, unique, batch_size) if found is None else found
+        if found is None and rows.isfinite().all():
+            cache.put(key, rows)
+    places = {text: row for row, text in enumerate(unique)}
+    return rows[[places[text] for text in texts]]
+
+
+def require_finite(rows: Float[Tensor, "rows embed"], model: str, what: str) -> None:
+    """Raises MmrepError where embeddings of a model are not finite; `what` they are, and of which set."""
+    if not rows.isfinite().all():
+        raise MmrepError(f"model {model}: its {what} are not finite; did training diverge?")

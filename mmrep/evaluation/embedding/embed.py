@@ -1,16 +1,17 @@
-"""Embeddings of images and texts: every image decoded once for all models and views, every text encoded once.
+"""Embeddings of images and texts: every image is decoded once for all models and views, every text encoded once.
 
-Batches go round the processes in turn, whole. So each has the same samples whatever the number of processes, and so
-have the embeddings the same bits, where the hardware is the same.
+Whole batches go to the processes in turn. So a batch has the same samples whatever the number of processes, and the
+embeddings have the same bits where the hardware is the same.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -20,12 +21,53 @@ from mmrep.config.evaluation import EvaluationConfig
 from mmrep.data.captions import group_id
 from mmrep.data.loader import default_workers
 from mmrep.data.tar import DataError
-from mmrep.evaluation.embedding.views import Centre, View
 from mmrep.evaluation.sources.records import Records
 from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.text_encoder import ClipTokenizer
+from mmrep.pixels import Fit
+
+LOG = logging.getLogger("mmrep")
 
 Views = Mapping[Hashable, Tensor]
-"""Of a batch of images: (batch, 3, rows, columns) uint8 pixels under each view."""
+"""A batch of images under each view: (batch, 3, rows, columns) uint8 pixels."""
+
+_ANY_LENGTH = 1_000_000
+_ENDS = 2
+"""Tokens that mark start and end."""
+
+
+@runtime_checkable
+class View(Protocol):
+    """A function from decoded pixels to pixels of one size. It must be hashable and picklable."""
+
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
+        """Return the view of an image.
+
+        Args:
+            image: decoded pixels.
+            sample: a number below 2^63 that depends on the sample's key alone, so that it is the same in any part of
+                the set. Anything random is drawn from it.
+        """
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+class Centre(Fit):
+    """The evaluation transform of a model: the image at the model's size, resized as its config says.
+
+    The pixels are those of `DualEncoder.preprocess`, bit for bit.
+    """
+
+    def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
+        """See `View`."""
+        del sample  # nothing is random
+        return torch.from_numpy(self.pixels(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+
+def centre_of(model: DualEncoder) -> Centre:
+    """Return the view that a model is evaluated on."""
+    return Centre(*model.image.fit)
 
 
 class _Images(Dataset[dict[View, Tensor] | DataError]):
@@ -46,29 +88,22 @@ class _Images(Dataset[dict[View, Tensor] | DataError]):
 
 
 def _collate(items: list[dict[View, Tensor] | DataError]) -> Views | DataError:
-    """A batch stacked under every view: from a worker each tensor comes through a file descriptor."""
-    for item in items:
-        if isinstance(item, DataError):
-            return item
+    """Stack a batch under every view: each tensor that a worker sends costs a file descriptor."""
+    error = next((item for item in items if isinstance(item, DataError)), None)
     good = [item for item in items if not isinstance(item, DataError)]
-    return {view: torch.stack([item[view] for item in good]) for view in good[0]}
-
-
-def centre_of(model: DualEncoder) -> Centre:
-    """Return the view that a model is evaluated on."""
-    return Centre(*model.image.fit)
+    return error or {view: torch.stack([item[view] for item in good]) for view in good[0]}
 
 
 def embed_set(
     models: Sequence[DualEncoder], records: Records, config: EvaluationConfig, name: str = "", quiet: bool = True
 ) -> list[Float[Tensor, "images embed"]]:
-    """The image embeddings of a set under every model, of unit length, on the CPU.
+    """Return the image embeddings of a set under every model, of unit length, on the CPU.
 
     Args:
         models: in evaluation mode, on one device.
         records: the images.
         config: batch size and workers.
-        name: of the set, for the progress bar.
+        name: the set's name, for the progress bar.
         quiet: show no progress bar.
 
     Raises:
@@ -90,33 +125,29 @@ def embed_images(
     name: str = "",
     quiet: bool = True,
 ) -> list[Float[Tensor, "images embed"]]:
-    """The image embeddings of a set under whatever makes several of each batch.
+    """Return what `encode` computes of all images: on the CPU, in the order of the records, on every process.
 
     Args:
-        encode: a batch of uint8 images on the CPU, under every view, to embeddings: each time as many tensors, one for
-            each entry of the result. Every process calls it equally often, as FSDP2 wants.
-        views: which `encode` reads.
+        encode: takes a batch of uint8 images on the CPU under every view, and returns one tensor for each entry of the
+            result. Every process calls it equally often, since FSDP2 needs that.
+        views: the views that `encode` reads.
         records: the images.
         config: batch size and workers.
-        name: of the set, for the progress bar.
+        name: the set's name, for the progress bar.
         quiet: show no progress bar.
-
-    Returns:
-        On the CPU, in the order of the records, on every process.
 
     Raises:
         DataError: an image that can't be read, by any process.
     """
     batches = _batches(len(records), config.batch_size)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = default_workers(here) if config.workers is None else config.workers
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     own = [list(batch) for batch in _own(batches)]
     loader: DataLoader[Any] = DataLoader(
         _Images(records, views),
         batch_sampler=own,
-        num_workers=workers,
+        num_workers=default_workers(processes_here) if config.workers is None else config.workers,
         collate_fn=_collate,
-        # Else a seed for the workers is drawn from torch's own, which training's dropout goes by.
+        # Otherwise the workers' seed is drawn from torch's global state, which training's dropout depends on.
         generator=torch.Generator(),
     )
     parts: list[list[Tensor]] = []
@@ -130,7 +161,7 @@ def embed_images(
 
 @torch.inference_mode()
 def embed_texts(model: DualEncoder, texts: Sequence[str], batch_size: int) -> Float[Tensor, "texts embed"]:
-    """Text embeddings of unit length on the CPU, in the order given, on every process.
+    """Return text embeddings of unit length on the CPU, in the order given, on every process.
 
     Texts are sorted by length in tokens, and batches cut to their longest; texts of the same tokens are encoded once.
     """
@@ -150,19 +181,63 @@ def _batches(count: int, size: int) -> list[range]:
 
 
 def _own(batches: Sequence[range]) -> list[range]:
-    """This process's batches: every world-size-th, and where others have one more, the first batch once more."""
+    """Return every world-size-th batch; a process with one fewer than others repeats the first batch."""
     own = list(batches[distributed.rank() :: distributed.world_size()])
     rounds = math.ceil(len(batches) / distributed.world_size())
     return own + [batches[0]] * (rounds - len(own))
 
 
 def _gathered(parts: Sequence[Tensor], batches: Sequence[range]) -> Tensor:
-    """The rows of all batches in their order, from what each process made of its own."""
-    if distributed.world_size() == 1:
-        return torch.cat(list(parts))
+    """Return the rows of all batches in their order, from the batches that each process computed."""
     world = distributed.world_size()
+    if world == 1:
+        return torch.cat(list(parts))
     by_rank = []
     for rank, rows in enumerate(distributed.gather_rows(torch.cat(list(parts)))):
         sizes = [len(batch) for batch in batches[rank::world]]
         by_rank.append(iter(rows[: sum(sizes)].split(sizes)))
     return torch.cat([next(by_rank[i % world]) for i in range(len(batches))])
+
+
+def warn_of_cut(texts: list[str], tokenizer: ClipTokenizer, name: str, models: Sequence[str]) -> int:
+    """Log one warning if texts are longer than the context, and return how many distinct ones are.
+
+    Args:
+        texts: any texts; duplicates count once.
+        tokenizer: the models' tokenizer.
+        name: the set's name.
+        models: the names of the models with this context.
+    """
+    context = tokenizer.context_length
+    unique = sorted(set(texts))
+    # No token is shorter than a byte, so shorter texts need not be tokenized.
+    cut = [text for text in unique if len(text.encode()) > context - _ENDS]
+    for each, least in ((tokenizer, context), (ClipTokenizer(_ANY_LENGTH), context + 1)):
+        lengths = each.batch(cut)[1].tolist() if cut else []
+        cut = [text for text, length in zip(cut, lengths, strict=True) if length >= least]
+    if cut:
+        LOG.warning(
+            "evaluation set %s: %d of %d texts are longer than the %d tokens of the context of %s and are cut, such as "
+            "%r", name, len(cut), len(unique), context, ", ".join(models), cut[0][:60],
+        )  # fmt: skip
+    return len(cut)
+
+
+def shard_for_evaluation(model: DualEncoder) -> DualEncoder:
+    """Shard a model over all processes by FSDP2: each block of both towers, and the rest. Return the same model.
+
+    All processes have to call `encode_image` and `encode_text` equally often, as `embed_images` and `embed_texts` do.
+
+    Args:
+        model: whole, with the same weights on every process, on its own device.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(model.device.type, (distributed.world_size(),))
+    for block in [*model.image.trunk.blocks, *model.text.tower.transformer.resblocks]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for method in ("encode_image", "encode_text"):
+        register_fsdp_forward_method(model, method)
+    return model

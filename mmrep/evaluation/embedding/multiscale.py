@@ -9,10 +9,8 @@ from torch.distributed.tensor import DTensor
 
 from mmrep.config.checks import require
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.cache import image_key
-from mmrep.evaluation.embedding.cached import require_finite
-from mmrep.evaluation.embedding.embed import Views, centre_of, embed_images
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.cache import image_key, require_finite
+from mmrep.evaluation.embedding.embed import Centre, Views, centre_of, embed_images
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.resolution import at_resolution
 

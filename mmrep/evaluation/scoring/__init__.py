@@ -1,1 +1,1 @@
-"""Arithmetic on embeddings and scores: metrics, ranks, ties, regressions. Nothing here knows a model."""
+"""Arithmetic on embeddings and scores: metrics, ranks, ties, regressions. Nothing here depends on a model."""

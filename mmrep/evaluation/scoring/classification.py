@@ -1,4 +1,8 @@
-"""Metrics of single-label classification under CLIP_benchmark's names and definitions, with their chance levels."""
+"""Metrics of single-label classification under CLIP_benchmark's names and definitions, with their chance levels.
+
+torchmetrics does not compute these figures: its macro recall counts classes that are predicted but have no image, its
+acc1 takes argmax where CLIP_benchmark takes the first of topk(5), and it has no positions and no bounds for ties.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,18 +16,18 @@ from torch import Tensor
 from mmrep.evaluation.metrics import Evaluation
 
 _CHUNK = 1024
-"""Images that are scored at once."""
+"""Images scored at a time."""
 _TOP = 5
 
 
 def zeroshot_metrics(
     images: Float[Tensor, "images embed"], classes: Float[Tensor, "classes embed"], labels: Sequence[int]
 ) -> Evaluation:
-    """acc1, acc5 (with five classes or more) and mean_per_class_recall of images against class embeddings.
+    """Return the `classification_metrics` of images against class embeddings.
 
     Args:
-        images: of unit length.
-        classes: of unit length.
+        images: embeddings of unit length.
+        classes: embeddings of unit length.
         labels: the class of each image.
     """
     return classification_metrics(_scores(images, classes), torch.tensor(labels), len(classes))
@@ -32,51 +36,51 @@ def zeroshot_metrics(
 def classification_metrics(
     scores: Iterable[Float[Tensor, "_ classes"]], labels: Int64[Tensor, " images"], classes: int, prefix: str = ""
 ) -> Evaluation:
-    """acc1, acc5 (with five classes or more) and mean_per_class_recall (over the classes that occur) of scores.
+    """Return acc1, acc5 (with five classes or more) and mean_per_class_recall (over the classes that occur).
 
     Ties are broken as CLIP_benchmark breaks them: by torch.topk for the accuracies, by torch.argmax for the recall.
-    `pessimistic` has whatever ties with the right class before it. Outcomes: `label`, `predicted` (argmax),
-    `position` of the right class (1: first), `pessimistic_position`; both are one more than there are classes where the
-    right one can't be predicted.
+    `pessimistic` ranks everything that ties with the right class before it. Outcomes: `label`, `predicted` (argmax),
+    `position` of the right class (1: first) and `pessimistic_position`. A right class that can't be predicted has the
+    position after the last class.
 
     Args:
-        scores: of the images, chunk after chunk, on the CPU; -inf for a class that can't be predicted.
+        scores: scores of the images, chunk after chunk, on the CPU; -inf for a class that can't be predicted.
         labels: the class of each image.
         classes: number of classes.
-        prefix: of the metrics' names.
+        prefix: what the metrics' names begin with.
     """
     parts, start = [], 0
     for chunk in scores:
         parts.append(_positions(chunk, labels[start : start + len(chunk)], _TOP if classes >= _TOP else 1))
         start += len(chunk)
     predicted, position, worst = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    wanted = labels.numpy()
+    truth = labels.numpy()
     metrics = {f"{prefix}acc1": float((position == 1).mean())}
     pessimistic = {f"{prefix}acc1": float((worst == 1).mean())}
-    metrics[f"{prefix}mean_per_class_recall"] = mean_per_class_recall(wanted, predicted == wanted)
-    pessimistic[f"{prefix}mean_per_class_recall"] = mean_per_class_recall(wanted, worst == 1)
+    metrics[f"{prefix}mean_per_class_recall"] = mean_per_class_recall(truth, predicted == truth)
+    pessimistic[f"{prefix}mean_per_class_recall"] = mean_per_class_recall(truth, worst == 1)
     chance = dict.fromkeys(metrics, 1 / classes)
     if classes >= _TOP:
         metrics[f"{prefix}acc5"] = float((position <= _TOP).mean())
         pessimistic[f"{prefix}acc5"] = float((worst <= _TOP).mean())
         chance[f"{prefix}acc5"] = _TOP / classes
-    outcomes = {"label": wanted, "predicted": predicted, "position": position, "pessimistic_position": worst}
+    outcomes = {"label": truth, "predicted": predicted, "position": position, "pessimistic_position": worst}
     return Evaluation(
         metrics, chance, {name: each.astype(np.int32) for name, each in outcomes.items()}, pessimistic=pessimistic
     )
 
 
 def mean_per_class_recall(labels: NDArray[np.integer], right: NDArray[np.bool_]) -> float:
-    """The mean over the classes that occur of the share of their images that are right."""
+    """Return the share of right images of each class, averaged over the classes that occur."""
     counts = np.bincount(labels)
     return float((np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]).mean())
 
 
 def class_tables(outcomes: Mapping[str, NDArray], classnames: Sequence[str]) -> dict[str, list[list[str]]]:
-    """`per_class`: size, recall and most frequent error of every class; `confusion`: its nonzero cells.
+    """Return two tables: `per_class` with size, recall and most frequent error, `confusion` with the nonzero cells.
 
     Args:
-        outcomes: of `classification_metrics`.
+        outcomes: the outcomes of `classification_metrics`.
         classnames: in the order of labels.
     """
     labels, predicted = outcomes["label"].astype(np.int64), outcomes["predicted"].astype(np.int64)
@@ -103,17 +107,17 @@ def class_tables(outcomes: Mapping[str, NDArray], classnames: Sequence[str]) -> 
 
 
 def class_embeddings(prompts: Float[Tensor, "prompts embed"], classes: int) -> Float[Tensor, "classes embed"]:
-    """Of each class the mean over its prompts, of unit length (Radford et al., arXiv 2103.00020, section 3.1.4).
+    """Return for each class the mean over its prompts, of unit length (Radford et al., arXiv 2103.00020, sec. 3.1.4).
 
     Args:
-        prompts: class after class, all templates of one together.
+        prompts: embeddings, class after class, all templates of a class together.
         classes: number of classes.
     """
     return F.normalize(prompts.view(classes, -1, prompts.shape[1]).mean(1), dim=-1)
 
 
 def first_twins(classes: Float[Tensor, "classes embed"]) -> Int64[Tensor, " classes"]:
-    """For every class the first one with the same embedding: itself, where names differ."""
+    """Return for every class the first one with the same embedding: itself, where no other class has it."""
     _, group = classes.unique(dim=0, return_inverse=True)
     return torch.full_like(group, len(group)).scatter_reduce(0, group, torch.arange(len(group)), "amin")[group]
 
@@ -121,8 +125,10 @@ def first_twins(classes: Float[Tensor, "classes embed"]) -> Int64[Tensor, " clas
 def _scores(
     images: Float[Tensor, "images embed"], classes: Float[Tensor, "classes embed"]
 ) -> Iterator[Float[Tensor, "_ classes"]]:
-    """Chunks of 100 · cosine, as CLIP_benchmark has it. Equal classes get equal scores, which a matrix product alone
-    does not promise."""
+    """Yield chunks of 100 · cosine, as CLIP_benchmark computes it.
+
+    Equal classes get equal scores: a matrix product rounds some of several equal columns differently.
+    """
     twins = first_twins(classes)
     alike = bool((twins != torch.arange(len(classes))).any())
     for chunk in images.split(_CHUNK):
@@ -130,10 +136,10 @@ def _scores(
         yield scores[:, twins] if alike else scores
 
 
-def _positions(scores: Tensor, wanted: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted class, the right class's position, and its position behind all that ties with it."""
-    right = scores.gather(1, wanted[:, None])
-    found = scores.topk(depth, dim=1).indices == wanted[:, None]
+def _positions(scores: Tensor, labels: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the predicted class, the right class's position, and its position behind everything that ties with it."""
+    right = scores.gather(1, labels[:, None])
+    found = scores.topk(depth, dim=1).indices == labels[:, None]
     behind = ((scores > right).sum(1) + 1).clamp(min=depth + 1)
     position = torch.where(found.any(1), found.int().argmax(1) + 1, behind)
     never = ~right[:, 0].isfinite()

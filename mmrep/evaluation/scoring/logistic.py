@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ROWS, _LOGITS = 8192, 2**23
-"""At most so many samples, and so many logits, at once: 64 MiB each way."""
+"""Most samples and most logits at a time: 64 MiB of either."""
 _WHOLE = 2**28
-"""Up to so many values (2 GiB) the features are kept in float64; beyond, each chunk is converted when it is used."""
+"""Features of at most so many values (2 GiB) are kept in float64; larger ones are converted chunk by chunk."""
 _GRADIENT = 1e-7
-"""Converged where no entry of the gradient, in the preconditioned coordinates, is larger."""
+"""The fit has converged when no entry of the preconditioned gradient is larger."""
 _MEMORY, _ITERATIONS = 20, 1000
-"""Pairs that L-BFGS keeps, and its limit."""
+"""Pairs that L-BFGS keeps, and its most iterations."""
 
 
 class Linear(NamedTuple):
@@ -24,9 +24,9 @@ class Linear(NamedTuple):
 
     Attributes:
         weight: a column for each class.
-        bias: of each class.
-        iterations: of L-BFGS.
-        converged: whether it stopped by itself, at the optimum.
+        bias: one number for each class.
+        iterations: number of L-BFGS iterations.
+        converged: whether L-BFGS reached the optimum.
     """
 
     weight: Float64[Tensor, "embed classes"]
@@ -35,27 +35,28 @@ class Linear(NamedTuple):
     converged: bool
 
     def scores(self, features: Float[Tensor, "samples embed"]) -> Iterator[Float64[Tensor, "_ classes"]]:
-        """Logits on the CPU, chunk after chunk."""
+        """Yield logits on the CPU, chunk after chunk."""
         for chunk in features.split(_rows(len(self.bias))):
             yield (chunk.to(self.weight) @ self.weight + self.bias).cpu()
 
     def accuracy(self, features: Float[Tensor, "samples embed"], labels: Int64[Tensor, " samples"]) -> float:
-        """Share of samples whose own class has the largest logit."""
+        """Return the share of samples whose own class has the largest logit."""
         predicted = torch.cat([scores.argmax(1) for scores in self.scores(features)])
         return float((predicted == labels).double().mean())
 
 
 class Regression:
-    """Minimises (1/n) Σ cross-entropy(xW + b) + λ/2 ‖W‖² over W and b; b is not penalised.
+    """Logistic regression: the minimum of (1/n) Σ cross-entropy(xW + b) + λ/2 ‖W‖² over W and b.
 
-    With λ = 1/(C n) that is scikit-learn's `LogisticRegression(C=C)`. L-BFGS works on U in W = B U with
-    B Bᵀ = (Σ/K + λ)⁻¹, Σ the features' covariance and K the number of classes: nearly the inverse of the Hessian at
-    W = 0 (Böhning, "Multinomial logistic regression algorithm", 1992, has the bound), and on the bias of centred
-    features. Neither moves the optimum; both save most iterations, as image embeddings lie in a narrow cone.
+    With λ = 1/(C n) this is scikit-learn's `LogisticRegression(C=C)`. L-BFGS works on preconditioned coordinates: on U
+    in W = B U, where B Bᵀ = (Σ/K + λ)⁻¹ with the features' covariance Σ and K classes, and on the bias of centred
+    features. B Bᵀ is nearly the inverse of the Hessian at W = 0 (Böhning, "Multinomial logistic regression algorithm",
+    1992, has the bound). This leaves the optimum where it is and saves most iterations, as image embeddings lie in a
+    narrow cone.
 
     Args:
-        features: of the samples.
-        labels: of the samples, from 0 on, each class at least once.
+        features: one row a sample.
+        labels: the class of each sample, from 0 on; each class occurs.
         device: where to compute.
     """
 
@@ -72,11 +73,11 @@ class Regression:
         self.spread, self.axes = torch.linalg.eigh(covariance)
 
     def fit(self, penalty: float, start: Linear | None = None) -> Linear:
-        """The optimum.
+        """Return the optimum.
 
         Args:
             penalty: λ.
-            start: where to begin, such as the optimum of another λ; None: zero.
+            start: where to begin, such as the optimum of another λ; None: at zero.
         """
         from scipy.optimize import minimize  # slow to import
 
@@ -105,13 +106,8 @@ class Regression:
         return Linear(*unpack(found.x), int(found.nit), bool(found.success))
 
     def _loss(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Mean cross-entropy, its gradient by the weight, and by the bias of centred features."""
-        loss, by_weight, by_bias = (
-            torch.zeros((), dtype=torch.float64),
-            torch.zeros_like(weight),
-            torch.zeros_like(bias),
-        )
-        loss = loss.to(weight.device)
+        """Return the mean cross-entropy and its gradients by the weight and by the bias of centred features."""
+        loss, by_weight, by_bias = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(bias)
         rows = _rows(self.classes)
         for chunk, labels in zip(self.features.split(rows), self.labels.split(rows), strict=True):
             values = chunk.double()

@@ -1,4 +1,7 @@
-"""Average precision where an image has several classes or none, as CLIP_benchmark defines it, with its chance level."""
+"""Average precision where an image has several classes or none, as CLIP_benchmark defines it, with its chance level.
+
+torchmetrics' MultilabelAveragePrecision counts images that tie as one threshold; CLIP_benchmark ranks them.
+"""
 
 from collections.abc import Sequence
 
@@ -8,31 +11,31 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mmrep.evaluation.metrics import Evaluation
+from mmrep.evaluation.scoring.nearest import product
 from mmrep.evaluation.scoring.order import average_precision, chance_precision
-from mmrep.evaluation.scoring.product import product
 
 METRIC = "mean_average_precision"
 OCCURRING = "mean_average_precision_of_occurring_classes"
 
 _CLASSES = 64
-"""Classes that all images are scored for at once."""
+"""Classes scored at a time, for all images."""
 
 
 def multilabel_metrics(
     images: Float[Tensor, "images embed"], classes: Float[Tensor, "classes embed"],
     targets: Bool[Tensor, "images classes"], classnames: Sequence[str],
 ) -> Evaluation:  # fmt: skip
-    """mean_average_precision: the mean over classes of the mean over a class's images of the precision at their place.
+    """Return mean_average_precision: each class's average precision, averaged over the classes.
 
-    Images that tie stand as torch.sort leaves them, as in CLIP_benchmark; a class without images counts 0 there, and
-    further figures have the mean without such classes. `pessimistic` has the images of a class behind those that tie
-    with them. Outcomes: of every image and class that belong together `image_of_positive`, `class_of_positive`, and the
-    place of the image among all by the score of the class (`positive_position`, 1: first, and
+    Images that tie are in the order of torch.sort, as in CLIP_benchmark, where a class without images counts 0. If
+    there are such classes, the further figures have the mean without them. `pessimistic` ranks the images of a class
+    behind those that tie with them. Outcomes, for every image and class that belong together: `image_of_positive`,
+    `class_of_positive`, and the image's rank by the score of the class (`positive_position`, 1: first, and
     `positive_pessimistic_position`).
 
     Args:
-        images: of unit length.
-        classes: of unit length.
+        images: embeddings of unit length.
+        classes: embeddings of unit length.
         targets: which classes every image has.
         classnames: in the order of the classes.
     """
@@ -70,7 +73,7 @@ def multilabel_metrics(
 
 
 def _places(order: Int64[Tensor, " images"], own: Bool[Tensor, " images"]) -> Int64[Tensor, " own"]:
-    """The places of a class's images in an order of all, in the images' own order."""
+    """Return the ranks of a class's images in an order of all images."""
     place = torch.empty_like(order)
     place[order] = torch.arange(1, len(order) + 1)
     return place[own]

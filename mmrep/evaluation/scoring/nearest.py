@@ -1,13 +1,12 @@
-"""Exact search for the nearest rows of a gallery, in bounded memory."""
+"""A matrix product in which equal vectors tie, and exact nearest rows of a gallery in bounded memory."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mmrep.evaluation.scoring.product import product
-
 _QUERIES, _GALLERY = 512, 16384
-"""Rows of either side that are compared at once: 32 MiB of similarities."""
+"""Rows of either side that are compared at a time: 32 MiB of similarities."""
 
 
 def nearest(
@@ -48,3 +47,31 @@ def _top(scores: Float[Tensor, "rows columns"], k: int) -> tuple[Tensor, Tensor]
         sorted_scores = scores[cut].sort(dim=1, descending=True, stable=True)
         value[cut], index[cut] = sorted_scores.values[:, :k], sorted_scores.indices[:, :k]
     return value, index
+
+
+NARROW = 16
+"""BLAS libraries add up in another order where a side has fewer vectors than this, so that equal ones may not tie."""
+
+
+def product(
+    rows: Float[Tensor, "rows embed"], columns: Float[Tensor, "columns embed"], space: Tensor | None = None
+) -> Float[Tensor, "rows columns"]:
+    """Return the inner product of each row with each column.
+
+    In fp32, equal vectors get equal products, however few there are. In double precision this does not hold on every
+    CPU: MKL on AMD processors rounds by the place in the matrix.
+
+    Args:
+        rows: one side.
+        columns: the other side, of the same type and on the same device.
+        space: a buffer with at least as many rows, whose first rows are written to; not used where a side is narrow.
+    """
+    count, width = len(rows), len(columns)
+    if min(count, width) < NARROW:
+        return (_widened(rows) @ _widened(columns).T)[:count, :width]
+    return torch.mm(rows, columns.T, out=None if space is None else space[:count])
+
+
+def _widened(side: Float[Tensor, "some embed"]) -> Float[Tensor, "more embed"]:
+    """Return the vectors padded with zeros to NARROW."""
+    return side if len(side) >= NARROW else F.pad(side, (0, 0, 0, NARROW - len(side)))

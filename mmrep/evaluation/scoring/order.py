@@ -1,4 +1,4 @@
-"""Orders of a gallery by similarity to queries, whole, and what they are worth: average precision and its chance."""
+"""A gallery sorted by similarity to queries; average precision and recall of such orders, and their chance levels."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.instance import InstanceConfig
-from mmrep.evaluation.scoring.product import product
+from mmrep.evaluation.scoring.nearest import product
 from mmrep.evaluation.scoring.rerank import ROUNDING, rerank
 
 _BLOCK = 2**21
-"""Scores that are held at a time; with their order about 40 MB."""
+"""Scores held at a time; with their order about 40 MB."""
 
 
 class QueryScores(NamedTuple):
     """Figures by name, each an array over the queries; NaN for queries that have nothing to find.
 
     Attributes:
-        values: ties in the order of the gallery.
-        pessimistic: ties against the right answer.
-        chance: expected of a random order.
+        values: figures with ties in the order of the gallery.
+        pessimistic: figures with ties against the right answer.
+        chance: expected figures of a random order.
     """
 
     values: dict[str, NDArray[np.float64]]
@@ -32,15 +32,15 @@ class QueryScores(NamedTuple):
 
     @classmethod
     def empty(cls, names: Sequence[str], queries: int) -> "QueryScores":
-        """All NaN."""
+        """Return scores that are all NaN."""
         return cls(*({name: np.full(queries, np.nan) for name in names} for _ in cls._fields))
 
 
 class Order(NamedTuple):
-    """The gallery in the order in which some queries get it.
+    """The gallery sorted for some queries.
 
     Attributes:
-        positions: in the gallery, nearest first.
+        positions: rows of the gallery, nearest first.
         tied: whether each has the score of the one before it.
     """
 
@@ -54,13 +54,13 @@ def orders(
     own: bool = False,
     reranking: InstanceConfig | None = None,
 ) -> Iterator[tuple[range, Order]]:
-    """The whole gallery in the order of each query, ties by position, a block of queries after the other.
+    """Yield the whole gallery sorted for each query, ties by position, in blocks of queries.
 
     Args:
-        queries: of unit length.
-        gallery: of unit length.
+        queries: embeddings of unit length.
+        gallery: embeddings of unit length.
         own: the queries are the gallery, and each leaves itself out.
-        reranking: how the first are reordered; None: not at all.
+        reranking: options of SuperGlobal's reranking; None: no reranking.
     """
     size = max(1, _BLOCK // max(1, len(gallery)))
     for start in range(0, len(queries), size):
@@ -68,7 +68,7 @@ def orders(
         scores = product(block, gallery)
         if own:
             rows = torch.arange(len(block))
-            scores[rows, start + rows] = -torch.inf  # the last, whatever the others
+            scores[rows, start + rows] = -torch.inf  # ranks last and is cut off below
         values, positions = scores.sort(dim=1, descending=True, stable=True)
         if own:
             values, positions = values[:, :-1], positions[:, :-1]
@@ -79,7 +79,7 @@ def orders(
             positions = torch.cat([top.positions, positions[:, depth:]], dim=1)
             tied = torch.cat([_tied(top.scores, ROUNDING), tied[:, depth:]], dim=1)
             if depth < tied.shape[1]:
-                tied[:, depth] = False  # what is not among the first stays behind them
+                tied[:, depth] = False  # results that were not reranked stay behind those that were
         yield range(start, start + len(block)), Order(positions, tied)
 
 
@@ -90,10 +90,10 @@ def _tied(scores: Float[Tensor, "queries gallery"], rounding: float = 0) -> Bool
 
 
 def worst(right: Bool[Tensor, "queries gallery"], tied: Bool[Tensor, "queries gallery"]) -> Bool[Tensor, "_ gallery"]:
-    """The same order with what is not right first among whatever ties.
+    """Return `right` in the worst order that ties allow: within each group of ties, wrong results first.
 
     Args:
-        right: whether what stands at each place is what the query looks for.
+        right: whether the result at each place is right.
         tied: whether it has the score of the one before it.
     """
     mixed = (tied[:, 1:] & (right[:, 1:] != right[:, :-1])).any(1)
@@ -108,13 +108,13 @@ def worst(right: Bool[Tensor, "queries gallery"], tied: Bool[Tensor, "queries ga
 def average_precision(
     right: Bool[Tensor, "queries places"], relevant: Float64[Tensor, " queries"], trapezoid: bool = False
 ) -> Float64[Tensor, " queries"]:
-    """The mean over what is relevant of the precision at its place, 0 for what is not among the places.
+    """Return the precision at the place of each relevant item, averaged over them; missing items count 0.
 
     Args:
-        right: whether what stands at each place is relevant.
-        relevant: how many are (or, of the first k places, could be), at least 1.
-        trapezoid: instead of the precision at its place the mean of this and of that before it, which is 1 at the first
-            place (the area under the curve by trapezoids: Oxford Buildings' rule, which Revisited keeps).
+        right: whether the item at each place is relevant.
+        relevant: number of relevant items (or of those that the first k places could hold), at least 1.
+        trapezoid: average the precision at each place with that before it, which is 1 at the first place. This is the
+            area under the curve by trapezoids, as Oxford Buildings and the Revisited sets define it.
     """
     row, place = right.nonzero(as_tuple=True)
     nth = right.cumsum(1)[row, place].double()
@@ -128,16 +128,17 @@ def average_precision(
 def chance_precision(
     relevant: NDArray[np.int64], places: NDArray[np.int64], depth: int | None = None
 ) -> NDArray[np.float64]:
-    """The expected average precision of random orders.
+    """Return the expected average precision of random orders.
 
-    Of n places with R relevant, one is relevant with probability R/n, and of the r-1 before it then (r-1)(R-1)/(n-1)
-    are, so E = Σ_r (R/n) (1 + (r-1)(R-1)/(n-1)) / r, divided by R; see Bestgen, Exact expected average precision of the
-    random baseline for system evaluation (2015). With h = H_depth it is (h + (depth - h)(R-1)/(n-1)) R / n over R.
+    Of n places with R relevant items, each place r is relevant with probability R/n, and then (r-1)(R-1)/(n-1) of the
+    r-1 before it are. So E = Σ_r (R/n) (1 + (r-1)(R-1)/(n-1)) / r, divided by R; see Bestgen, Exact expected average
+    precision of the random baseline for system evaluation (2015). With h = Σ_{r ≤ depth} 1/r the sum is
+    (h + (depth - h)(R-1)/(n-1)) R / n.
 
     Args:
         relevant: R, at least 1.
         places: n, at least R.
-        depth: only so many places are looked at, and the divisor is at most that.
+        depth: k of AP@k, where the divisor is min(R, k); None: all places.
     """
     last = places if depth is None else np.minimum(depth, places)
     harmonic = np.cumsum(1 / np.arange(1, last.max() + 1))[last - 1]
@@ -147,12 +148,12 @@ def chance_precision(
 
 
 def chance_recall(relevant: NDArray[np.int64], places: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """The probability that one of R relevant is among k random ones of n places (hypergeometric).
+    """Return the probability that k random places of n hold one of R relevant items (hypergeometric).
 
     Args:
         relevant: R.
         places: n.
-        k: how many are looked at.
+        k: number of places.
     """
     missed = np.ones(len(places))
     for taken in range(k):

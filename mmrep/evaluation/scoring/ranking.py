@@ -16,7 +16,7 @@ LOG = logging.getLogger("mmrep")
 RECALL_AT = (1, 5, 10)
 MAP_AT = 10
 _FINITE_CHUNK = 2**16
-"""Embeddings whose values are looked at at once."""
+"""Embeddings checked at a time."""
 
 
 def retrieval_metrics(
@@ -25,22 +25,22 @@ def retrieval_metrics(
     image_of_text: Int64[Tensor, " texts"],
     name: str = "retrieval",
 ) -> Evaluation:
-    """Recall@k, ranks and mAP@10, from texts to images ("image retrieval") and from images to texts.
+    """Return recall@k, ranks and mAP@10, from texts to images ("image retrieval") and from images to texts.
 
     image_retrieval_recall@k is the share of texts whose image is among the k nearest, text_retrieval_recall@k the share
-    of images with an own text among the k nearest. Ties are broken as CLIP_benchmark breaks them, by torch.topk(k) on
-    the scores of a query, for each k by itself. Ranks, those of the best own items, and `average_precision` break them
-    by the order of the gallery. `pessimistic` has whatever ties with own items before them; own texts don't compete.
+    of images with an own text among the k nearest. Recall breaks ties as CLIP_benchmark does, by torch.topk(k) on the
+    scores of a query, for each k by itself. Ranks (of the best own item) and `average_precision` break them by the
+    order of the gallery. `pessimistic` ranks other items that tie with own ones before them.
 
-    Outcomes: `image_of_text`; for each text (`image_…`) and each image (`text_…`) the rank `position` and, ties against
-    us, `pessimistic_position` (1 = nearest), and `hits`, whether it counts for each of RECALL_AT; for each image its
-    average precision, `text_precision` and `text_pessimistic_precision`.
+    Outcomes, for each text (`image_…`) and each image (`text_…`): the rank `position` (1 = nearest), the rank
+    `pessimistic_position` with ties against it, and `hits` for each of RECALL_AT; also `image_of_text`, and for each
+    image its average precision, `text_precision` and `text_pessimistic_precision`.
 
     Args:
-        images: embeddings; scores are made on their device.
+        images: embeddings.
         texts: embeddings; may lie in a mapped file.
         image_of_text: the image that each text belongs to, in any order.
-        name: of the set, for messages.
+        name: the set's name, for messages.
 
     Raises:
         MmrepError: there are no texts, an image without text, a text without image, embeddings that are not finite.
@@ -70,15 +70,15 @@ def retrieval_metrics(
 def average_precision(
     ranks: Int32[ndarray, "queries own"], own: Int64[ndarray, " queries"], k: int
 ) -> Float64[ndarray, " queries"]:
-    """AP@k of each query: the sum over own items at ranks r ≤ k of (own items up to r) / r, over min(m, k), its most.
+    """Return AP@k of each query: the sum over own items at ranks r ≤ k of (own items up to r) / r, over min(m, k).
 
     m is the number of own items (Manning, Raghavan & Schütze, Introduction to Information Retrieval, 2008, eq. 8.3, cut
     at k).
 
     Args:
-        ranks: of own items, best first; at least those up to k.
-        own: how many own items there are.
-        k: how deep.
+        ranks: ranks of own items, best first; at least those up to k.
+        own: number of own items.
+        k: depth.
     """
     precision = np.arange(1, ranks.shape[1] + 1) / ranks
     return np.where(ranks <= k, precision, 0.0).sum(1) / np.minimum(own, k)
@@ -111,7 +111,7 @@ def _chance(own: Int64[ndarray, " images"], texts: int) -> dict[str, float]:
 
 
 def _all_missed(texts: int, own: int, k: int) -> float:
-    """Probability that none of `own` among `texts` is in a random choice of k."""
+    """Return the probability that a random choice of k of all texts has none of the `own`."""
     return math.comb(texts - own, k) / math.comb(texts, k) if texts >= k else 0.0
 
 
@@ -126,7 +126,7 @@ def _warn_of_ties(name: str, way: str, open_hits: Bool[ndarray, "queries depths"
 
 
 def _check(images: Tensor, texts: Tensor, owner: Int64[ndarray, " texts"], name: str) -> Int64[ndarray, " images"]:
-    """How many texts each image has."""
+    """Check the arguments of `retrieval_metrics` and return the number of texts of each image."""
     where = f"evaluation set {name}"
     if not len(owner):
         raise MmrepError(f"{where}: there are no texts; retrieval needs one for every image")
@@ -144,7 +144,7 @@ def _check(images: Tensor, texts: Tensor, owner: Int64[ndarray, " texts"], name:
     for kind, embeddings in (("image", images), ("text", texts)):
         for start in range(0, len(embeddings), _FINITE_CHUNK):
             part = embeddings[start : start + _FINITE_CHUNK]
-            if part.sum().isfinite():  # several times faster than to look at each value
+            if part.sum().isfinite():  # several times faster than a check of each value
                 continue
             finite = part.isfinite().all(1)
             if not finite.all():

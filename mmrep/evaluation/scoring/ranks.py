@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from mmrep.evaluation.scoring.product import product
+from mmrep.evaluation.scoring.nearest import product
 
 BLOCK = 2**24
 """Scores held at a time."""

@@ -7,16 +7,16 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 ROUNDING = 1e-12
-"""Scores no further apart than this are tied: equal descriptors get scores that differ in the last bits."""
+"""Scores no further apart than this are ties: equal descriptors get scores that differ in the last bits."""
 _BLOCK = 8
-"""Queries at a time: with 400 results of 512 numbers they take about 50 MB."""
+"""Queries at a time: 400 results of width 512 take about 50 MB."""
 
 
 class Reranked(NamedTuple):
     """First results in their new order.
 
     Attributes:
-        positions: in the gallery, best first.
+        positions: rows of the gallery, best first.
         scores: (S1 + S2) / 2.
     """
 
@@ -31,21 +31,21 @@ def rerank(
     neighbours: int = 9,
     beta: float = 0.15,
 ) -> Reranked:
-    """Reorders the first results of each query.
+    """Reorder the first results of each query.
 
     Each descriptor x_i among them is refined by its nearest others there: x_i' = (x_i + Σ_j w_j x_j) / (1 + Σ_j w_j)
     over its K neighbours j, with w_j = β (x_i · x_j). S1 are the similarities of the query to the refined ones. The
     query is expanded to the element-wise maximum q' of the refined descriptors of the K+1 best by S1, and S2 are the
     similarities of q' to the refined ones. The order is that of (S1 + S2) / 2.
 
-    As in the authors' code neither x_i' nor q' is brought back to unit length. Negative similarities, which their
-    descriptors can't have, weigh nothing. In fp64, so that equal descriptors are seen to tie. A query takes
-    O(M² D) for M results of D numbers, whatever the gallery's size.
+    As in the authors' code neither x_i' nor q' is normalised again. Negative similarities, which their descriptors
+    can't have, get weight 0. Computed in fp64, so that ties of equal descriptors are found. A query takes O(M² D) for M
+    results of width D, whatever the gallery's size.
 
     Args:
-        queries: of unit length: of images, or of texts in the same space.
-        gallery: of unit length.
-        first: positions in the gallery of each query's first results, best first, without doubles.
+        queries: embeddings of unit length, of images or of texts in the same space.
+        gallery: embeddings of unit length.
+        first: gallery rows of each query's first results, best first, without duplicates.
         neighbours: K.
         beta: β.
     """

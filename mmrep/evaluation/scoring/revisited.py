@@ -1,7 +1,7 @@
 """The protocol of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285, section 3): easy, medium, hard.
 
-What counts as right, and what neither way, depends on the setup; what neither way is taken out of a query's results
-before its average precision, by trapezoids, and its precision at k.
+The setup decides which images are right and which are ignored. Ignored images are removed from a query's results before
+its average precision (by trapezoids) and its precision at k are computed.
 """
 
 import math
@@ -16,7 +16,7 @@ from mmrep.evaluation.scoring.order import QueryScores, average_precision, chanc
 from mmrep.evaluation.sources.ground_truth import GroundTruth, Query
 
 SETUPS = {"easy": ("easy",), "medium": ("easy", "hard"), "hard": ("hard",)}
-"""The grades that are right; the others are left out."""
+"""The grades that are right in each setup; the others are ignored."""
 PRECISION_AT = (1, 5, 10)
 
 
@@ -26,13 +26,13 @@ def score_queries(
     truth: GroundTruth,
     reranking: InstanceConfig | None = None,
 ) -> QueryScores:
-    """Every query by every setup: average precision (`easy_map`) and precision at k (`easy_mp@1`, `easy_mp@5`, …).
+    """Return average precision (`easy_map`) and precision at k (`easy_mp@1`, …) of every query in every setup.
 
     Args:
-        queries: of unit length, in the order of `truth.queries`.
-        gallery: of unit length, in the order of `truth.gallery`.
-        truth: what is right.
-        reranking: how the first results are reordered; None: not at all.
+        queries: embeddings of unit length, in the order of `truth.queries`.
+        gallery: embeddings of unit length, in the order of `truth.gallery`.
+        truth: the ground truth.
+        reranking: options of SuperGlobal's reranking; None: no reranking.
     """
     figures = ("map", *(f"mp@{k}" for k in PRECISION_AT))
     found = QueryScores.empty([f"{setup}_{figure}" for setup in SETUPS for figure in figures], len(truth.queries))
@@ -53,7 +53,7 @@ def score_queries(
 
 
 def _graded(query: Query, setup: str, gallery: int) -> tuple[Bool[Tensor, " gallery"], Bool[Tensor, " gallery"]]:
-    """What of the gallery is right for a query, and what counts at all."""
+    """Return which gallery images are right for a query, and which are not ignored."""
     right, kept = torch.zeros(gallery, dtype=torch.bool), torch.ones(gallery, dtype=torch.bool)
     for grade in ("easy", "hard", "junk"):
         (right if grade in SETUPS[setup] else kept)[torch.from_numpy(getattr(query, grade))] = grade in SETUPS[setup]
@@ -61,7 +61,7 @@ def _graded(query: Query, setup: str, gallery: int) -> tuple[Bool[Tensor, " gall
 
 
 def _ties(tied: Bool[Tensor, " gallery"], counted: Bool[Tensor, " gallery"]) -> Bool[Tensor, " counted"]:
-    """Whether each result that counts has the score of the one before it that counts."""
+    """Return whether each counted result has the score of the counted one before it."""
     run = (~tied).cumsum(0)[counted]
     ties = torch.zeros(len(run), dtype=torch.bool)
     ties[1:] = run[1:] == run[:-1]
@@ -69,7 +69,7 @@ def _ties(tied: Bool[Tensor, " gallery"], counted: Bool[Tensor, " gallery"]) -> 
 
 
 def _scores(right: Bool[Tensor, "1 places"]) -> list[float]:
-    """Average precision, and precision at each k, or at the last right result where that stands before k."""
+    """Return average precision, and precision at each k, or at the last right result where that ranks before k."""
     relevant = right.sum(1).double()
     last = int(right[0].nonzero().max()) + 1
     depths = [min(last, k) for k in PRECISION_AT]
@@ -78,11 +78,11 @@ def _scores(right: Bool[Tensor, "1 places"]) -> list[float]:
 
 
 def _chance(relevant: int, places: int) -> list[float]:
-    """What a random order is expected to give.
+    """Return the expected figures of a random order.
 
-    With R of n right, the precision before a right result is R-1 of n-1, whatever its place, but 1 at the first; so
-    the trapezoids give the mean of R/n and of the expected average precision. The precision at k is R/n, but for
-    orders whose last right result stands at m < k, which give R/m in place of R/k.
+    With R of n right, the expected precision before a right result is (R-1)/(n-1) wherever it is, except 1 at the first
+    place. So the trapezoids give the mean of R/n and of the expected average precision. The precision at k is R/n,
+    except for orders whose last right result is at m < k, which have R/m instead of R/k.
     """
     (plain,) = chance_precision(np.array([relevant]), np.array([places]))
     values = [(float(plain) + relevant / places) / 2]

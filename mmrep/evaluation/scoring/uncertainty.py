@@ -1,6 +1,6 @@
 """Standard errors of metrics over the images of a set, for one model and for the difference of two on the same images.
 
-They say what another draw of images would change, and nothing of what another seed would.
+They estimate the effect of another draw of images, not of another seed.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from mmrep.evaluation.scoring.ranking import RECALL_AT
 
 
 def standard_error(evaluation: Evaluation, metric: str, other: Evaluation | None = None) -> float:
-    """The standard error of a metric, or of its difference from `other`'s on the same set, paired image by image.
+    """Return the standard error of a metric, or of its paired difference from `other`'s on the same set.
 
     A metric is a weighted mean m = Σ_i w_i h_i over images; its error by linearisation is √Σ_i (w_i (h_i − m))²
-    (Cochran, Sampling Techniques, 3rd ed., eq. 6.13). The captions of an image count together, since they are not
-    drawn apart.
+    (Cochran, Sampling Techniques, 3rd ed., eq. 6.13). The captions of an image are one unit, since they are drawn
+    together.
     """
     parts, weights = _parts(evaluation, metric)
     if other is not None:
@@ -24,7 +24,7 @@ def standard_error(evaluation: Evaluation, metric: str, other: Evaluation | None
 
 
 def _parts(evaluation: Evaluation, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each image adds to a metric, and at most can add."""
+    """Return what each image adds to a metric, and the most that it can add."""
     found = evaluation.outcomes
     name, _, k = metric.partition("@")
     if name == "image_retrieval_recall":
@@ -38,7 +38,7 @@ def _parts(evaluation: Evaluation, metric: str) -> tuple[NDArray[np.float64], ND
     elif name in ("acc1", "acc5"):
         hits = found["position"] <= int(name[3:])
     else:
-        raise ValueError(f"metric: no standard error is known for {metric!r}")
+        raise ValueError(f"metric: there is no standard error for {metric!r}")
     weights = np.full(len(hits), 1 / len(hits))
     if name == "mean_per_class_recall":
         counts = np.bincount(found["label"])

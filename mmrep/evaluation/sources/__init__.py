@@ -1,1 +1,1 @@
-"""Where sets come from: shards, folders, annotation files; what their samples are and what is wrong with them."""
+"""Readers of evaluation sets: shards, folders and annotation files, and the checks of them."""

@@ -1,4 +1,4 @@
-"""What can be found wrong with an evaluation set before torch is imported, and without the network."""
+"""Checks of an evaluation set that need neither torch nor the network."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,7 +13,7 @@ KINDS = {
     "zeroshot": "classes", "linear_probe": "classes", "knn": "classes", "corruption": "classes", "finetune": "classes",
     "occlusion": "classes", "retrieval": "captions", "rerank": "captions", "pairs": "captions",
 }  # fmt: skip
-"""What a task's records must have; the others take either, or bring their own."""
+"""What the records of a task must have; other tasks take either, or have records of their own."""
 ONE_LABEL = ("linear_probe", "knn", "corruption", "finetune", "occlusion", "instance")
 """Tasks that need exactly one class an image."""
 _FITTED = ("linear_probe", "knn", "finetune")
@@ -25,10 +25,10 @@ CLASSNAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt
 
 
 def check_set(config: SetConfig) -> None:
-    """Whether a set is there and fits its tasks, as far as names and small local files tell.
+    """Check that a set exists and fits its tasks, as far as names and small local files tell.
 
     Raises:
-        ConfigError: no such folder, file or split; a task that does not fit; a test split to fit on.
+        ConfigError: no such folder, file or split; a task that does not fit; a training split that is the test split.
     """
     fitted = [task for task in config.tasks if task in _FITTED]
     require(
@@ -43,7 +43,7 @@ def check_set(config: SetConfig) -> None:
 
 
 def check_place(config: SetConfig) -> None:
-    """The same without what concerns training splits, so that it holds for them too.
+    """Check all that `check_set` does except training splits, so that it can check these as well.
 
     Raises:
         ConfigError: see `check_set`.
@@ -77,7 +77,7 @@ def check_place(config: SetConfig) -> None:
 
 
 def opened_by_task(config: SetConfig) -> bool:
-    """Whether it has no format but a task's own: with ground truth of `instance`, or image files of `pairs`."""
+    """Return whether a task reads the set itself: `instance` with a ground truth, or `pairs` with image files."""
     return config.ground_truth is not None or (
         "pairs" in config.tasks and (config.images is not None or Path(config.path).suffix in PAIR_FILES)
     )
@@ -98,20 +98,20 @@ def _check_own(config: SetConfig) -> None:
 
 
 def local_place(config: SetConfig) -> Path:
-    """The folder or file that the path names.
+    """Return the folder or file of a set.
 
     Raises:
-        ConfigError: no path can be that.
+        ConfigError: its path can't be the name of a file.
     """
     require(can_be_a_name(config.path), f"evaluation set {config.path[:80]!r}: no name of a file or folder")
     return Path(resolve_place(config.path)).expanduser()
 
 
 def asked_kind(config: SetConfig) -> str | None:
-    """`classes` or `captions`, by task and format; None where only the set itself can tell.
+    """Return `classes` or `captions` by task and format; None where only the set itself can tell.
 
     Raises:
-        ConfigError: tasks that need different ones, or another than the format has.
+        ConfigError: tasks that need both, or the one that the format does not have.
     """
     needs = {KINDS[task]: task for task in config.tasks if task in KINDS}
     require(
@@ -149,7 +149,7 @@ def _check_layout(config: SetConfig, folder: Path, split: Path, kind: str | None
 
 
 def check_one_label(config: SetConfig) -> None:
-    """Raises ConfigError where a task can't do with several classes an image."""
+    """Raise ConfigError for tasks that need exactly one class an image."""
     wrong = next((task for task in config.tasks if task in ONE_LABEL), None)
     require(
         wrong is None,
@@ -158,12 +158,12 @@ def check_one_label(config: SetConfig) -> None:
 
 
 def dataset_type(text: str | None) -> str:
-    """What the text of a dataset_type.txt says; empty where there is none."""
+    """Return the type that a dataset_type.txt states; empty where there is none."""
     return (text or "").strip().lower()
 
 
 def no_split(config: SetConfig, split: str, found: Collection[str]) -> ConfigError:
-    """The error for a split that is not there."""
+    """Return the error for a split that does not exist."""
     itself = "; split: . is the folder itself" if config.format == "folder" else ""
     has = ", ".join(sorted(found)[:10]) + (", …" if len(found) > 10 else "")
     return ConfigError(f"evaluation set {config.path}: no split {split!r} (it has {has or 'none'}{itself})")

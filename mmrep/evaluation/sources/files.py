@@ -1,4 +1,4 @@
-"""Evaluation sets whose images lie in files of their own: class folders, ImageNet's flat folder, annotation files."""
+"""Evaluation sets of image files: class folders, ImageNet's flat folder, annotation files."""
 
 import logging
 import re
@@ -19,17 +19,17 @@ LOG = logging.getLogger("mmrep")
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _FIELDS = {"sep": "separator", "table": "path"}
-"""Options of packing, whose readers serve here too, that are called otherwise in a set."""
+"""Options of `mmrep data pack`, which has the same readers, that have another name in a set."""
 _OPTION = re.compile(
     r"--(images|table|sep|split|labels|classnames|templates|devkit_meta|image_column|caption_column)\b"
 )
 
 
 def read_files(config: SetConfig) -> Found:
-    """A set of any format but `webdataset`.
+    """Read a set of any format except `webdataset`.
 
-    What an annotation file says wrongly, and images that are not there, are errors; what can be left out without
-    loss is left out, with one warning that counts it.
+    Wrong annotations and missing images are errors. What can be left out without loss is left out, with one warning
+    that counts it.
 
     Raises:
         ConfigError: a file or folder is missing, a wrong number of class names, splits in place of classes.
@@ -47,7 +47,7 @@ _Read = tuple[Contents, list[str], list[str]]
 
 
 def _in_terms_of_sets(config: SetConfig, message: str) -> str:
-    """A reader's message with a set's fields where it names the options of `mmrep data pack`."""
+    """Return a reader's message with a set's fields in place of options of `mmrep data pack`."""
     fields = _FIELDS if config.images else {**_FIELDS, "images": "path"}
     text = _OPTION.sub(lambda option: f"`{fields.get(option[1], option[1])}`", message)
     return text if str(local_place(config)) in text else f"evaluation set {config.path}: {text}"
@@ -70,7 +70,7 @@ def _folder(config: SetConfig) -> _Read:
 
 
 def _refuse_splits(config: SetConfig, contents: Contents) -> None:
-    """Raises ConfigError for a class folder without an image of its own but several folders of them, as a split has."""
+    """Raise ConfigError for a class folder that holds nothing but several folders of images, as a split does."""
     within: dict[str, set[str]] = {}
     for item in filter(_has_image_name, contents.items):
         folder, inner, *deeper = item.name.split("/")
@@ -127,7 +127,7 @@ _READERS: dict[str, Callable[[SetConfig], _Read]] = {
 
 
 def _settle(config: SetConfig, contents: Contents) -> None:
-    """Raises DataError for what makes figures wrong; counts the rest in one warning."""
+    """Raise DataError for problems that make figures wrong; warn once of the others."""
     where = f"evaluation set {config.path}"
     grave = [problem for problem in contents.problems if not isinstance(problem, Omission)]
     if grave:
@@ -135,7 +135,7 @@ def _settle(config: SetConfig, contents: Contents) -> None:
             f"{where}: {len(grave)} problems among {len(contents.items) + len(grave)} samples listed, the first: "
             f"{grave[0].item}: {grave[0].reason}; correct the source"
         )
-    missing = [item for item in contents.items if not _is_file(contents.images, item)]
+    missing = [item for item in contents.items if not (contents.images / item.name).is_file()]
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of {len(contents.items)} images are missing in {contents.images}, the first: "
@@ -146,7 +146,3 @@ def _settle(config: SetConfig, contents: Contents) -> None:
         LOG.warning("%s: %d left out, the first: %s: %s", where, len(contents.problems), first.item, first.reason)
     if not contents.items:
         raise DataError(f"{where}: no images in it")
-
-
-def _is_file(folder: Path, item: Item) -> bool:
-    return (folder / item.name).is_file()

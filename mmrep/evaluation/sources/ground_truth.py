@@ -1,11 +1,10 @@
-"""The ground truth of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285), and the images that it names."""
+"""The ground truth of Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285) and the images that it names."""
 
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,12 +15,11 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.decode import decode_image
 from mmrep.data.shards import IMAGE_EXTENSIONS
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import local_place
 from mmrep.evaluation.sources.plain_pickle import read_plain_pickle
-from mmrep.evaluation.sources.records import file_size, files_identity
+from mmrep.evaluation.sources.records import Records, file_size, read_pixels
 
 _MOST_BYTES = 256 << 20
 GRADES = ("easy", "hard", "junk")
@@ -34,11 +32,11 @@ class Query(NamedTuple):
     """One query of a set.
 
     Attributes:
-        name: of its image.
-        box: what is looked for in it; None: the whole image.
-        easy: positions in the gallery that clearly show it.
-        hard: positions that show it under difficult conditions.
-        junk: positions that count neither for nor against.
+        name: the name of its image.
+        box: the part of the image to look for; None: the whole image.
+        easy: positions of gallery images that clearly show it.
+        hard: positions of gallery images that show it under difficult conditions.
+        junk: positions of gallery images that are ignored.
     """
 
     name: str
@@ -49,11 +47,11 @@ class Query(NamedTuple):
 
 
 class GroundTruth(NamedTuple):
-    """Which images of a gallery show what the queries show.
+    """The right gallery images of each query.
 
     Attributes:
-        gallery: names of the images.
-        queries: what is looked for.
+        gallery: names of the gallery images.
+        queries: the queries.
     """
 
     gallery: tuple[str, ...]
@@ -61,11 +59,11 @@ class GroundTruth(NamedTuple):
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
-    """A ground truth file as its authors give it (`gnd_roxford5k.pkl`), or the same structure as JSON.
+    """Read a ground truth file as its authors publish it (`gnd_roxford5k.pkl`), or the same structure as JSON.
 
-    A dictionary of `imlist` (names of the gallery), `qimlist` (names of the queries' images) and `gnd`: for each query
-    a dictionary of `bbx` (left, top, right, bottom), `easy`, `hard` and `junk` (positions in `imlist`). Pickles are
-    read without executing anything.
+    It is a dictionary of `imlist` (names of the gallery), `qimlist` (names of the queries' images) and `gnd`: for each
+    query a dictionary of `bbx` (left, top, right, bottom), `easy`, `hard` and `junk` (positions in `imlist`). Pickles
+    are read without executing anything.
 
     Raises:
         ConfigError: no such file.
@@ -104,7 +102,7 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{where}: expected a list of names")
     for name in names:
-        # The file comes from others: it must not lead out of the folder of images.
+        # The file comes from a stranger: its names must not lead out of the folder of images.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"{where}: {name!r} leads out of the folder of images")
     return tuple(names)
@@ -144,31 +142,25 @@ def _box(values: Any, where: str) -> Corners | None:
 
 
 @dataclass(frozen=True)
-class InstanceRecords:
-    """The images of a ground truth: the gallery, then the queries, cut to their boxes. See `Records`.
+class InstanceRecords(Records):
+    """The images of a ground truth: the gallery, then the queries, cut to their boxes.
 
     Attributes:
-        truth: what they were made from.
+        truth: the ground truth.
         samples: key, file and box of each.
     """
 
     truth: GroundTruth
     samples: list[tuple[str, Path, Corners | None]]
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def key(self, position: int) -> str:
-        """The name in the ground truth; that of a query after its number, since one image may hold several."""
+        """Return the name in the ground truth; that of a query after its number, as one image may hold several."""
         return self.samples[position][0]
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """See `Records`; of a query only what is within its box, whose corners are rounded to whole pixels."""
+        """Return the pixels; of a query only those within its box, whose corners are rounded to whole pixels."""
         key, path, box = self.samples[position]
-        try:
-            image = decode_image(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from error
+        image = read_pixels(path)
         if box is None:
             return image
         left, top, right, bottom = (max(0, round(edge)) for edge in box)
@@ -177,36 +169,20 @@ class InstanceRecords:
             raise DataError(f"{key}: box {box} lies outside of {path}, {image.shape[2]} × {image.shape[1]} pixels")
         return part
 
-    def label(self, position: int) -> int:
-        """There is none."""
-        raise DataError(f"{self.key(position)}: images with a ground truth of instances have no classes")
-
-    def labels(self, position: int) -> list[int]:
-        """There are none."""
-        return [self.label(position)]
-
-    def texts(self, position: int) -> list[str]:
-        """There are none."""
-        raise DataError(f"{self.key(position)}: images with a ground truth of instances have no captions")
-
-    def take(self, positions: Sequence[int]) -> "InstanceRecords":
-        """See `Records`."""
-        return replace(self, samples=[self.samples[position] for position in positions])
-
     def digest(self) -> str:
-        """Of keys, boxes, and sizes of the files."""
+        """Return a digest of keys, boxes, and sizes of the files."""
         state = hashlib.blake2b(digest_size=16)
         for key, path, box in self.samples:
             state.update(repr((key, box, file_size(path))).encode())
         return state.hexdigest()
 
-    def identity(self) -> str:
+    def files(self) -> list[Path]:
         """See `Records`."""
-        return files_identity(self.digest(), (path for _, path, _ in self.samples))
+        return [path for _, path, _ in self.samples]
 
 
 def open_instances(config: SetConfig) -> InstanceRecords:
-    """The images that `config.ground_truth` names, in the folder `config.path`, as jpg, jpeg, png or webp.
+    """Find the images that `config.ground_truth` names in the folder `config.path`, as jpg, jpeg, png or webp.
 
     Raises:
         ConfigError: no folder, no ground truth.

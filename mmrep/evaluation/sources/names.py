@@ -1,4 +1,4 @@
-"""Class names and templates of a set: its own, a file's, or those that OpenAI gave ImageNet for CLIP."""
+"""Class names and templates of a set: its own, those of a file, or CLIP's for ImageNet."""
 
 import logging
 import re
@@ -15,11 +15,11 @@ LOG = logging.getLogger("mmrep")
 IMAGENET = "imagenet"
 TEMPLATE = "a photo of a {c}."
 _NO_WORD = re.compile(r"\d+|n\d{8}")
-"""A folder called by a number or a wnid."""
+"""The name of a folder that is a number or a wnid."""
 
 
 def templates_of(config: SetConfig, own: Sequence[str] | None) -> list[str]:
-    """The templates that are asked for, else the set's own, else the usual ones.
+    """Return the templates that the config asks for, else the set's own, else the usual one.
 
     Raises:
         ConfigError: a file that can't be read, a template without `{c}`.
@@ -36,14 +36,14 @@ def templates_of(config: SetConfig, own: Sequence[str] | None) -> list[str]:
 
 
 def names_given(config: SetConfig, count: int | None) -> list[str]:
-    """The class names that `classnames` asks for, in the order of labels.
+    """Return the class names that `classnames` asks for, in the order of labels.
 
     Args:
-        config: of the set.
-        count: how many the set has, by its own account; None: it gives none.
+        config: the set.
+        count: the number of classes that the set states; None: it states none.
 
     Raises:
-        ConfigError: a file that can't be read, another number of names.
+        ConfigError: a file that can't be read or has another number of names.
     """
     assert config.classnames is not None, "asked only where it is given"
     where = f"evaluation set {config.path}: classnames"
@@ -56,14 +56,14 @@ def names_given(config: SetConfig, count: int | None) -> list[str]:
 
 
 def folder_names(config: SetConfig, folders: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The class names of a set of class folders, and the label of each folder.
+    """Return the class names of a set of class folders, and the label of each folder.
 
-    Labels count the folders in the order of their names, as torchvision's ImageFolder does; but where ImageNet's names
-    are asked for and the folders are called by numbers, as in ImageNet-V2, the number is the label.
+    Labels count the folders in the order of their names, as torchvision's ImageFolder does. But with ImageNet's names
+    and folders named by numbers, as in ImageNet-V2, the number is the label.
 
     Args:
-        config: of the set.
-        folders: their names, sorted.
+        config: the set.
+        folders: names of the folders, sorted.
 
     Raises:
         ConfigError: a file that can't be read, another number of names, a folder that is no class of ImageNet or that
@@ -127,7 +127,7 @@ def _named(config: SetConfig, folders: Sequence[str], lines: list[str]) -> list[
 
 
 def warn_of_doubles(config: SetConfig, names: Sequence[str]) -> None:
-    """Logs class names that occur twice."""
+    """Warn of class names that occur twice."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         LOG.warning(

@@ -1,17 +1,17 @@
-"""Sets of confusable captions as their authors lay them out: SugarCrepe's and Winoground's annotation files.
+"""Sets of confusable captions in their authors' layout: the annotation files of SugarCrepe and Winoground.
 
 SugarCrepe (Hsieh et al., arXiv 2306.14610): one image, a right caption, one or more wrong ones (`filename`, `caption`,
 `negative_caption`), a file for each kind of change. Winoground (Thrush et al., arXiv 2204.03162): two images and two
 captions of the same words (`image_0`, `image_1`, `caption_0`, `caption_1`; `collapsed_tag` or `tag` and
-`num_main_preds` where there are). Either form as JSON (an object of examples by id, or a list), JSON lines or CSV.
+`num_main_preds` if any). Either form as JSON (an object of examples by id, or a list), JSON lines or CSV.
 """
 
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,11 @@ from torch import Tensor
 
 from mmrep.config.checks import require
 from mmrep.config.evaluation import SetConfig
-from mmrep.data.decode import decode_image
 from mmrep.data.files import is_blank
 from mmrep.data.layouts.contents import read_text, within_folder
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sources.check import PAIR_FILES, local_place
-from mmrep.evaluation.sources.records import file_size, files_identity
+from mmrep.evaluation.sources.records import Records, file_size, read_pixels
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Tried for names without one: Winoground's `ex_0_img_0`."""
@@ -34,14 +33,14 @@ _WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
 
 
 class Pair(NamedTuple):
-    """An image and the captions it may be confused with.
+    """An image with its right caption and its wrong ones.
 
     Attributes:
-        key: file, id and, of two images, which.
-        image: its file.
+        key: file and id, and for an example of two images which of them.
+        image: the image file.
         captions: the right one, then the wrong ones.
-        kinds: what the example is counted under.
-        example: of two images, a number that both have.
+        kinds: the kinds that the example is counted under.
+        example: for an example of two images, a number that both have.
     """
 
     key: str
@@ -52,61 +51,42 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairRecords:
-    """The images of such a set; two images of one example follow each other."""
+class PairRecords(Records):
+    """The images of a set of confusable captions; the two images of one example follow each other."""
 
-    pairs: list[Pair]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    samples: list[Pair]
 
     def key(self, position: int) -> str:
-        """File and id."""
-        return self.pairs[position].key
+        """Return file and id."""
+        return self.samples[position].key
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """See `Records`."""
-        pair = self.pairs[position]
-        try:
-            return decode_image(pair.image.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{pair.image} (example {pair.key!r}): {error}") from error
-
-    def label(self, position: int) -> int:
-        """None: these images have captions."""
-        raise DataError(f"example {self.key(position)!r} has captions, no class")
-
-    def labels(self, position: int) -> list[int]:
-        """None."""
-        return [self.label(position)]
+        return read_pixels(self.samples[position].image, self.key(position))
 
     def texts(self, position: int) -> list[str]:
-        """The right caption first."""
-        return list(self.pairs[position].captions)
-
-    def take(self, positions: Sequence[int]) -> "PairRecords":
-        """See `Records`."""
-        return replace(self, pairs=[self.pairs[position] for position in positions])
+        """Return the captions, the right one first."""
+        return list(self.samples[position].captions)
 
     def digest(self) -> str:
-        """Of keys, captions and kinds, and of the image files' names and sizes."""
+        """Return a digest of keys, captions and kinds, and of the image files' names and sizes."""
         state = hashlib.blake2b(digest_size=16)
-        for pair in self.pairs:
+        for pair in self.samples:
             content = (pair.key, pair.captions, pair.kinds, pair.image.name, file_size(pair.image))
             state.update(repr(content).encode())
         return state.hexdigest()
 
-    def identity(self) -> str:
+    def files(self) -> list[Path]:
         """See `Records`."""
-        return files_identity(self.digest(), (pair.image for pair in self.pairs))
+        return [pair.image for pair in self.samples]
 
 
 def read_pairs(config: SetConfig) -> PairRecords:
-    """The images and captions of annotation files and an image folder.
+    """Read the images and captions of annotation files and an image folder.
 
     Args:
-        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images. Both are
-            there, as `check_place` finds.
+        config: `path` is a file or a folder of files, one for each kind; `images` the folder of the images.
+            `check_place` has found that both exist.
 
     Raises:
         ConfigError: no annotation file; files of both forms.
@@ -158,7 +138,7 @@ def _pairs_of(file: Path, images: Path, first: int) -> Iterator[Pair]:
 
 
 def _entries(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The examples of a file with their ids: as given, or else their numbers.
+    """Return the examples of a file with their ids, or with their numbers where they have no ids.
 
     Raises:
         DataError: not JSON or CSV, an entry that is no object, an id that occurs twice.
@@ -196,7 +176,7 @@ def _json(text: str, file: Path) -> Any:
 
 
 def _text(entry: dict[str, Any], name: str, where: str) -> str:
-    """A field's text in one line."""
+    """Return a field's text in one line."""
     value = entry.get(name)
     if value is None:
         raise DataError(f"{where}: no {name!r}; expected {', '.join(_SUGARCREPE)} or {', '.join(_WINOGROUND)}")

@@ -1,11 +1,12 @@
-"""What a set is made of: images with labels or captions, in shards or in files of their own."""
+"""The samples of evaluation sets: images with labels or captions, in shards or in files of their own."""
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,59 +16,80 @@ from mmrep.data.captions import class_label, text_lines
 from mmrep.data.decode import decode_image, read_image
 from mmrep.data.files import ARRAY_ERRORS, read_array
 from mmrep.data.layouts.contents import Item
-from mmrep.data.shards import RemoteShard, ShardIndex, read_member
+from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import DataError
 
 
-@runtime_checkable
-class Records(Protocol):
-    """The samples of a set. Worker processes get a copy, so everything here can be pickled.
+class Records(ABC):
+    """The samples of a set. Worker processes get a copy, so everything in it must be picklable.
 
-    All readers raise DataError, naming the sample, where something can't be read.
+    Subclasses are frozen dataclasses with a field `samples`. All readers raise DataError, naming the sample, where
+    something can't be read.
     """
 
+    samples: Sequence[Any]
+
     def __len__(self) -> int:
-        """Number of samples."""
-        ...
+        """Return the number of samples."""
+        return len(self.samples)
 
+    @abstractmethod
     def key(self, position: int) -> str:
-        """A stable, unique name of a sample."""
-        ...
+        """Return a stable, unique name of a sample."""
 
+    @abstractmethod
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """Its pixels as they are stored."""
-        ...
+        """Return the pixels of a sample as they are stored."""
 
     def label(self, position: int) -> int:
-        """Its class."""
-        ...
+        """Return the class of a sample."""
+        raise DataError(f"{self.key(position)}: the images of this set have no classes")
 
     def labels(self, position: int) -> list[int]:
-        """Its classes, where it may have several or none."""
-        ...
+        """Return the classes of a sample, where it may have several or none."""
+        return [self.label(position)]
 
     def texts(self, position: int) -> list[str]:
-        """All its captions; at least one."""
-        ...
+        """Return all captions of a sample, at least one."""
+        raise DataError(f"{self.key(position)}: the images of this set have no captions")
 
     def take(self, positions: Sequence[int]) -> "Records":
-        """Some of the samples, in the order given."""
-        ...
+        """Return some of the samples, in the order given."""
+        return replace(self, samples=[self.samples[position] for position in positions])  # type: ignore[type-var]  # a dataclass
 
+    @abstractmethod
     def digest(self) -> str:
-        """Of names, sizes, labels and captions: equal for copies of a set, wherever they lie."""
-        ...
+        """Return a digest of names, sizes, labels and captions: copies of a set have the same, wherever they are."""
+
+    @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """Return the local files whose state `identity` depends on."""
 
     def identity(self) -> str:
-        """Of these very files: place and times too. Other pixels, even of the same names and sizes, have another."""
-        ...
+        """Return a digest of these very files, with their places and times. It differs for copies and changed files."""
+        return files_identity(self.digest(), self.files())
+
+
+def read_pixels(path: Path, sample: str = "") -> UInt8[Tensor, "3 height width"]:
+    """Return the pixels of an image file.
+
+    Raises:
+        DataError: it can't be read or decoded. The message names the file and the sample.
+    """
+    where = f"{path} (example {sample!r})" if sample else str(path)
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{where}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def file_size(path: Path) -> int:
-    """In bytes.
+    """Return the size of a file in bytes.
 
     Raises:
-        DataError: it is gone.
+        DataError: the file is gone.
     """
     return _stat(path).st_size
 
@@ -80,12 +102,12 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def files_identity(digest: str, files: Iterable[Path]) -> str:
-    """Of a content's digest and the files that hold it, as they are now.
+    """Return a digest of a content's digest and of the state of the files that hold it.
 
-    The time of a file's last change (ctime) can't be set back, as that of its content (mtime) can.
+    It has the time of a file's last change (ctime), which can't be set back, as that of its content (mtime) can.
 
     Raises:
-        DataError: one is gone.
+        DataError: a file is gone.
     """
     state = hashlib.blake2b(digest.encode(), digest_size=16)
     folders: dict[Path, Path] = {}  # resolved once each: files are many
@@ -99,15 +121,15 @@ def files_identity(digest: str, files: Iterable[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class ShardRecords:
+class ShardRecords(Records):
     """Samples of WebDataset shards.
 
     Attributes:
         samples: shard and row of each.
         captions: `txt`, `json:KEY`, `cls`, or `npy` for several classes an image.
-        classes: how many there are; 0 where samples have captions.
-        most: captions that count, the first ones; None: all.
-        folders: how many folders of a shard's place stand in keys, where file names alone don't tell shards apart.
+        classes: number of classes; 0 where samples have captions.
+        most: use the first so many captions; None: all.
+        folders: how many folders of a shard's path are part of its keys, where file names alone are not unique.
     """
 
     samples: list[tuple[ShardIndex, int]]
@@ -116,11 +138,8 @@ class ShardRecords:
     most: int | None = None
     folders: int = 0
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def key(self, position: int) -> str:
-        """Shard and key."""
+        """Return shard and key."""
         index, row = self.samples[position]
         place = str(index.path).split("/")[-1 - self.folders :]
         return "/".join([*place, index.keys[row].decode()])
@@ -143,12 +162,8 @@ class ShardRecords:
         """See `Records`."""
         return text_lines(*self.samples[position], self.captions)[: self.most]
 
-    def take(self, positions: Sequence[int]) -> "ShardRecords":
-        """See `Records`."""
-        return replace(self, samples=[self.samples[position] for position in positions])
-
     def digest(self) -> str:
-        """Of the shards' sizes and indexes (keys, offsets; CRCs where there are any), rows, and the kind of label."""
+        """Return a digest of the shards' sizes and indexes (keys, offsets, CRCs if any), rows and kind of label."""
         kind = f"{self.captions} {self.classes} {self.most}"
         state = hashlib.blake2b(kind.encode(), digest_size=16)
         seen: dict[int, bytes] = {}
@@ -160,18 +175,28 @@ class ShardRecords:
             state.update(seen[id(index)] + row.to_bytes(8, "little"))
         return state.hexdigest()
 
+    def _shards_without_crcs(self) -> list[Shard]:
+        return list({id(index): index.path for index, _ in self.samples if not index.crcs}.values())
+
+    def files(self) -> list[Path]:
+        """Return the local shards without CRCs; those with CRCs are told apart by these."""
+        return [each for each in self._shards_without_crcs() if isinstance(each, Path)]
+
     def identity(self) -> str:
-        """See `Records`; shards that have CRCs need no more than these."""
-        shards = list({id(index): index.path for index, _ in self.samples if not index.crcs}.values())
-        remote = [(each.address, each.version, each.size) for each in shards if isinstance(each, RemoteShard)]
-        return files_identity(f"{self.digest()} {remote}", [each for each in shards if isinstance(each, Path)])
+        """See `Records`."""
+        remote = [
+            (each.address, each.version, each.size)
+            for each in self._shards_without_crcs()
+            if isinstance(each, RemoteShard)
+        ]
+        return files_identity(f"{self.digest()} {remote}", self.files())
 
 
 def _several(index: ShardIndex, row: int, classes: int) -> list[int]:
-    """The classes of a multi-hot `npy` member.
+    """Return the classes of a multi-hot `npy` member.
 
     Raises:
-        DataError: no array of numbers, of another length, with anything but 0 and 1 in it.
+        DataError: no array of numbers, one of another length, or one with anything but 0 and 1 in it.
     """
     data = read_member(index, row, "npy")
     where = f"{index.sample(row)}, member 'npy'"
@@ -187,82 +212,60 @@ def _several(index: ShardIndex, row: int, classes: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class FileRecords:
+class FileRecords(Records):
     """Samples whose images are files of their own.
 
     Attributes:
-        folder: that the names start in.
-        items: name and label or captions of each.
-        most: captions that count, the first ones; None: all.
+        folder: the folder that the names start in.
+        samples: name and label or captions of each.
+        most: use the first so many captions; None: all.
     """
 
     folder: Path
-    items: list[Item]
+    samples: list[Item]
     most: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def key(self, position: int) -> str:
-        """The file's place in the folder."""
-        return self.items[position].name
+        """Return the file's place in the folder."""
+        return self.samples[position].name
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
         """See `Records`."""
-        path = self.folder / self.items[position].name
-        try:
-            return decode_image(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
+        return read_pixels(self.folder / self.samples[position].name)
 
     def label(self, position: int) -> int:
         """See `Records`."""
-        item = self.items[position]
+        item = self.samples[position]
         if item.label is None:
             raise DataError(f"{self.folder / item.name}: has captions, but no class")
         return item.label
 
-    def labels(self, position: int) -> list[int]:
-        """See `Records`."""
-        return [self.label(position)]
-
     def texts(self, position: int) -> list[str]:
         """See `Records`."""
-        item = self.items[position]
+        item = self.samples[position]
         if not item.captions:
             raise DataError(f"{self.folder / item.name}: no caption")
         return list(item.captions[: self.most])
 
-    def take(self, positions: Sequence[int]) -> "FileRecords":
-        """See `Records`."""
-        return replace(self, items=[self.items[position] for position in positions])
-
     def digest(self) -> str:
-        """Of every file's name and size, its label and captions.
-
-        Raises:
-            DataError: a file is gone.
-        """
+        """Return a digest of every file's name and size, its label and captions."""
         state = hashlib.blake2b(f"files {self.most}".encode(), digest_size=16)
-        for item in self.items:
-            path = self.folder / item.name
+        for item, path in zip(self.samples, self.files(), strict=True):
             state.update(repr((item.name, file_size(path), item.label, item.captions)).encode())
         return state.hexdigest()
 
-    def identity(self) -> str:
+    def files(self) -> list[Path]:
         """See `Records`."""
-        return files_identity(self.digest(), (self.folder / item.name for item in self.items))
+        return [self.folder / item.name for item in self.samples]
 
 
 class Found(NamedTuple):
-    """What a set holds.
+    """The content of a set.
 
     Attributes:
         records: its samples.
         classnames: in the order of labels; none for captions.
-        templates: with `{c}` for the class name.
+        templates: texts with `{c}` for the class name.
         multilabel: whether an image may have several classes.
     """
 

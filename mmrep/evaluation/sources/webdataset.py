@@ -1,4 +1,4 @@
-"""Evaluation sets in CLIP_benchmark's layout: WebDataset shards in a folder here, or behind an address."""
+"""Evaluation sets in CLIP_benchmark's layout: WebDataset shards in a local folder or behind an address."""
 
 import logging
 import re
@@ -31,13 +31,13 @@ from mmrep.evaluation.sources.records import Found, ShardRecords
 LOG = logging.getLogger("mmrep")
 
 _THREADS = 4
-"""Remote shards that are fetched at a time."""
+"""Remote shards fetched at a time."""
 
 
 def read_webdataset(config: SetConfig) -> Found:
-    """A set in CLIP_benchmark's layout.
+    """Read a set in CLIP_benchmark's layout.
 
-    Labels and captions of local shards are read now: whatever is wrong with them is found before any model runs.
+    Labels and captions of local shards are read now, so that errors in them are found before any model runs.
 
     Raises:
         ConfigError: a part of the layout is missing, a task that does not fit, a wrong number of class names.
@@ -112,7 +112,7 @@ def _missing_split(config: SetConfig, folder: str) -> ConfigError:
 
 
 def _indexes(shards: Sequence[Shard]) -> list[ShardIndex]:
-    """The shards' indexes; remote shards without an index beside them are fetched, several at a time."""
+    """Return the shards' indexes; remote shards without an index file are fetched, several at a time."""
     if all(isinstance(shard, Path) for shard in shards):
         return [load_index(shard) for shard in shards]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -120,7 +120,7 @@ def _indexes(shards: Sequence[Shard]) -> list[ShardIndex]:
 
 
 def _read(place: str) -> str | None:
-    """The text of a small file, local or remote; None where it isn't there."""
+    """Return the text of a small file, local or remote; None if it does not exist."""
     if is_remote(place):
         data = read_remote(place, missing_ok=True)
     else:
@@ -133,7 +133,7 @@ def _lines(folder: str, name: str, where: str) -> list[str] | None:
 
 
 def _warn_of_doubles(indexes: Sequence[ShardIndex], where: str) -> None:
-    """Counts keys that several shards have: sample ids carry the shard, so nothing else would notice a shard copied."""
+    """Warn of keys in several shards: sample ids include the shard, so nothing else would notice a copied shard."""
     counts = Counter(key for index in indexes for key in index.keys.tolist())
     twice = [key for key, count in counts.items() if count > 1]
     if twice:
@@ -144,7 +144,7 @@ def _warn_of_doubles(indexes: Sequence[ShardIndex], where: str) -> None:
 
 
 def _check_members(config: SetConfig, indexes: Sequence[ShardIndex], member: str, kind: str) -> None:
-    """Raises ConfigError where no sample has what the task needs."""
+    """Raise ConfigError where no sample has the member that the task needs."""
     if any(member in index.members for index in indexes):
         return
     has = sorted({extension for index in indexes for extension in index.members})
@@ -155,7 +155,7 @@ def _check_members(config: SetConfig, indexes: Sequence[ShardIndex], member: str
 
 
 def _check_labels(records: ShardRecords, where: str) -> None:
-    """Raises DataError for a label without name; logs names that no image has."""
+    """Raise DataError for a label without a name; warn of names without images."""
     highest = max(max(records.labels(position), default=-1) for position in range(len(records)))
     if len(records) >= records.classes > highest + 1:
         LOG.warning(

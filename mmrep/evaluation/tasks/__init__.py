@@ -1,1 +1,1 @@
-"""What a model is asked to do on a set, one file a task."""
+"""The tasks that models are evaluated on."""

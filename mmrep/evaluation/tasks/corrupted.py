@@ -1,14 +1,16 @@
 """Corrupted images as views, in the manner of ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261).
 
-Fourteen of its fifteen kinds at five severities, applied to the pixels that a model is shown, after resizing. The
-strengths are the paper's for 224 pixels; lengths (radii, shifts) grow with the shorter side. By the paper's definition,
-if not with its draws and roundings: the three noises, defocus and zoom blur, brightness, contrast, pixelate, JPEG. Our
-own way: glass blur (random shifts instead of swaps), motion blur and snow (made with ImageMagick there), fog (octaves
-of value noise instead of the diamond-square fractal), elastic transform (one resampling instead of two). Frost is left
-out: it needs its authors' photographs. So figures can't be compared with published mCE; they compare models with each
-other.
+Fourteen of the paper's fifteen kinds at five severities, applied after resizing, to the pixels that a model receives.
+The figures compare models with each other. They can't be compared with published mCE:
 
-Random draws depend on (seed, kind, severity, the sample's key) alone, by numpy's Philox generator.
+- The three noises, defocus and zoom blur, brightness, contrast, pixelate and JPEG follow the paper's definition, with
+  other draws and roundings.
+- Glass blur (random shifts instead of swaps), motion blur and snow (ImageMagick in the paper), fog (octaves of value
+  noise instead of the diamond-square fractal) and elastic transform (one resampling instead of two) are our own.
+- Frost is missing: it needs its authors' photographs.
+
+Strengths are the paper's for 224 pixels; lengths (radii, shifts) grow with the shorter side. Random draws depend on
+(seed, kind, severity, the sample's key) alone, by numpy's Philox generator.
 """
 
 import io
@@ -24,22 +26,22 @@ from PIL import Image
 from torch import Tensor
 
 from mmrep.config.robustness import CORRUPTIONS
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre
 from mmrep.evaluation.tasks.view_predictions import centred
 
 Pixels = Float32[Tensor, "3 rows columns"]
-"""In [0, 1]."""
+"""Pixels in [0, 1]."""
 Random = np.random.Generator
 
 
 class Corrupted(NamedTuple):
-    """An image at a model's size, corrupted.
+    """The view of a corrupted image at a model's size.
 
     Attributes:
         centre: the model's evaluation transform.
         kind: one of CORRUPTIONS.
         severity: 1 to 5.
-        seed: of what is random.
+        seed: seed of the random draws.
     """
 
     centre: Centre
@@ -57,13 +59,13 @@ class Corrupted(NamedTuple):
 def corrupt(
     image: UInt8[Tensor, "3 rows columns"], kind: str, severity: int, random: Random
 ) -> UInt8[Tensor, "3 rows columns"]:
-    """A corrupted copy of an image.
+    """Return a corrupted copy of an image.
 
     Args:
-        image: as the model would be shown it.
+        image: pixels at a model's size.
         kind: one of CORRUPTIONS.
         severity: 1 to 5.
-        random: what draws are taken from.
+        random: the generator of random draws.
     """
     pixels = image.float().div(255).contiguous()
     if kind in _FIXED:
@@ -76,7 +78,7 @@ def corrupt(
 
 
 def _scale(x: Float32[Tensor, "channels rows columns"]) -> float:
-    """Lengths for this size over those for 224 pixels."""
+    """Return the ratio of lengths for this size to those for 224 pixels."""
     return min(x.shape[1:]) / 224
 
 
@@ -119,7 +121,7 @@ def _motion_blur(x: Pixels, strength: tuple[float, float], random: Random) -> Pi
 
 
 def _smear(x: Tensor, strength: tuple[float, float], degrees: float) -> Tensor:
-    """Shifted copies along a line, weighted by a half Gaussian; borders are repeated."""
+    """Average shifted copies along a line, weighted by a half Gaussian; borders are repeated."""
     reach, deviation = round(strength[0] * _scale(x)), max(strength[1] * _scale(x), 1e-3)
     angle, (rows, columns) = math.radians(degrees), x.shape[1:]
     total, weights = torch.zeros_like(x), 0.0
@@ -162,7 +164,7 @@ def _fog(x: Pixels, strength: tuple[float, float], random: Random) -> Pixels:
 
 
 def _brightness(x: Pixels, added: float) -> Pixels:
-    """Of HSV the value: hue and saturation stay where all channels grow by one factor."""
+    """Raise the value of HSV: hue and saturation stay, since all channels grow by one factor."""
     value = x.amax(0, keepdim=True)
     brighter = (value + added).clamp(max=1)
     return torch.where(value > 0, x * brighter / value.clamp(min=1e-6), brighter)
@@ -174,10 +176,10 @@ def _contrast(x: Pixels, factor: float) -> Pixels:
 
 
 def _elastic_transform(x: Pixels, strength: tuple[float, float, float], random: Random) -> Pixels:
-    """A random affine map of three points, and a smooth random shift of every pixel; lengths as shares of the side."""
-    side = 244 * _scale(x)  # the paper's constants are multiples of 244, not of 224
+    """Apply a random affine map of three points and a smooth random shift of every pixel."""
+    side = 244 * _scale(x)  # lengths are shares of the side; the paper's constants are multiples of 244, not of 224
     shift, deviation, affine = (length * side for length in strength)
-    shift *= _scale(x)  # for the blurred noise itself is the stronger, the smaller the image is
+    shift *= _scale(x)  # blurred noise is stronger in smaller images
     third = min(x.shape[1:]) / 3
     corners = np.array([[third, third], [third, -third], [-third, -third]])
     moved = corners + random.uniform(-affine, affine, (3, 2))
@@ -207,14 +209,14 @@ def _from_pillow(image: Image.Image) -> Pixels:
 
 
 def _convolve(x: Tensor, kernel: Float32[Tensor, "height width"]) -> Tensor:
-    """Each channel with the kernel; borders are mirrored."""
+    """Convolve each channel with the kernel; borders are mirrored."""
     reach = [side // 2 for side in kernel.shape]
     padded = _mirrored(_mirrored(x, reach[0], 1), reach[1], 2)
     return F.conv2d(padded[:, None], kernel[None, None])[:, 0]
 
 
 def _mirrored(x: Tensor, reach: int, dim: int) -> Tensor:
-    """`reach` more on both sides, mirrored at the edge pixels' outer borders as often as needed."""
+    """Extend both sides by `reach`, mirrored at the outer borders of the edge pixels as often as needed."""
     size = x.shape[dim]
     places = torch.arange(-reach, size + reach) % (2 * size)
     return x.index_select(dim, torch.where(places < size, places, 2 * size - 1 - places))
@@ -232,7 +234,7 @@ def _gaussian_blur(x: Tensor, deviation: float) -> Tensor:
 def _resample(
     x: Tensor, matrix: Float32[Tensor, "2 2"], offset: Tensor | None = None, shifts: Tensor | None = None
 ) -> Tensor:
-    """Bilinear pixels at matrix · (row, column) + offset + shift, all from the centre in pixels; borders mirrored."""
+    """Sample at matrix · (row, column) + offset + shift, in pixels from the centre: bilinear, borders mirrored."""
     rows, columns = x.shape[1:]
     half = torch.tensor([(rows - 1) / 2, (columns - 1) / 2])
     down, right = torch.arange(rows) - half[0], torch.arange(columns) - half[1]
@@ -250,7 +252,7 @@ _FIXED: dict[str, tuple[Callable[[Tensor, Any], Tensor], Sequence[Any]]] = {
     "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": (_jpeg_compression, (25, 18, 15, 10, 7)),
 }
-"""Kinds without randomness, and their strengths by severity."""
+"""Kinds without random draws, and their strengths by severity."""
 
 _DRAWN: dict[str, tuple[Callable[[Tensor, Any, Random], Tensor], Sequence[Any]]] = {
     "gaussian_noise": (_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),

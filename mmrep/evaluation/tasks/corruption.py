@@ -1,6 +1,7 @@
-"""Zero-shot accuracy on corrupted images: mean, by kind and severity, and what of the clean accuracy is lost.
+"""Zero-shot accuracy on corrupted images: mean, by kind and severity, and relative to clean images.
 
-See `mmrep.evaluation.tasks.corrupted` for what the corruptions are, and why the figures are no published mCE.
+`mmrep.evaluation.tasks.corrupted` defines the corruptions and says why the figures can't be compared with published
+mCE.
 """
 
 import numpy as np
@@ -9,15 +10,14 @@ from numpy import ndarray
 
 from mmrep.config.robustness import CORRUPTIONS
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import View
+from mmrep.evaluation.embedding.embed import View, centre_of
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.corrupted import Corrupted
 from mmrep.evaluation.tasks.view_predictions import Predictions, check_classes, predict
 
 
 def corruption(context: Context) -> list[Evaluation]:
-    """Accuracy under every kind and severity of `config.corruption`, and on the clean images, under every model.
+    """Return the accuracy of every model under every kind and severity of `config.corruption`, and on clean images.
 
     Raises:
         ConfigError: a set without classes.
@@ -44,19 +44,19 @@ def corruption_metrics(
     kinds: tuple[str, ...],
     severities: tuple[int, ...],
 ) -> Evaluation:
-    """corruption_acc1: the mean of acc1 over kinds and severities; corruption_relative_drop: 1 − that over clean acc1.
+    """Return corruption_acc1, the mean of acc1 over kinds and severities, and corruption_relative_drop, 1 − it / clean.
 
     Args:
-        predictions: under the clean view first, then under every kind with every severity, severity by severity.
-        labels: of the images.
-        classes: how many there are.
-        kinds: names.
-        severities: numbers.
+        predictions: for the clean view, then for every kind with every severity, severity by severity.
+        labels: the class of each image.
+        classes: number of classes.
+        kinds: names of the kinds.
+        severities: numbers of the severities.
     """
     right = predictions.classes == labels[:, None]
     metrics, further, cells = _figures(right, len(kinds))
     worst_metrics, worst_further, _ = _figures(right & ~predictions.tied, len(kinds))
-    # Ties lower both figures that it is the ratio of, so that it may fall as well as rise: no bound.
+    # Ties lower both accuracies whose ratio the relative drop is, so there is no bound for it.
     worst_further.pop("corruption_relative_drop", None)
     by_kind = {kind: dict(zip(map(str, severities), row, strict=True)) for kind, row in zip(kinds, cells, strict=True)}
     head = ["corruption", *(f"severity {severity}" for severity in severities), "mean"]
@@ -85,7 +85,7 @@ def corruption_metrics(
 def _figures(
     right: Bool[ndarray, "images views"], kinds: int
 ) -> tuple[dict[str, float], dict[str, float], list[list[float]]]:
-    """The metric, the further figures, and acc1 by kind and severity."""
+    """Return the metric, the further figures, and acc1 by kind and severity."""
     clean, *corrupted = right.mean(0).tolist()
     cells = np.reshape(corrupted, (kinds, -1))
     mean = float(cells.mean())

@@ -1,9 +1,8 @@
 """Transfer: the pre-trained image tower fine-tuned on a small labelled set, and its accuracy there.
 
-What MMCAP's table 11 reports, by our own recipe: the paper's settings are not known to us. The learning rate is chosen
-on a stratified part of the training split, then a fresh copy is trained on all of it and scored once on the test split.
-
-Several processes train a copy each, on all of the split; the first one's is scored, and they share the scoring.
+MMCAP's table 11 reports this. The recipe is ours, since the paper's settings are unknown to us. The learning rate is
+chosen on a stratified part of the training split; then a fresh copy is trained on all of it and scored once on the test
+split. Every process trains a copy on all of the split. The first process's copy is scored, by all processes together.
 """
 
 from collections.abc import Sequence
@@ -17,21 +16,19 @@ from torch import Tensor
 from mmrep.config.checks import MmrepError, require
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import Views, embed_images
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre, Views, embed_images
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import mean_per_class_recall
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sources.records import Records
 from mmrep.evaluation.tasks.finetuning import Classifier, Epoch, fine_tune
-from mmrep.evaluation.tasks.labelled import labelled_splits
+from mmrep.evaluation.tasks.labelled import labelled_splits, validation_part
 from mmrep.model.dual_encoder import DualEncoder
 
 _NOT_FINITE = -1
 
 
 def finetune(context: Context) -> list[Evaluation]:
-    """Fine-tunes a copy of every model's image tower on the training split and scores it on the set.
+    """Fine-tune a copy of every model's image tower on the training split and score it on the set.
 
     Raises:
         ConfigError: a set without classes or training split, fewer than two classes, sharded weights, nothing to choose
@@ -44,7 +41,7 @@ def finetune(context: Context) -> list[Evaluation]:
         len(train) > 1,
         f"evaluation set {context.train.evalset.name}: task finetune: images of fewer than two classes to train on",
     )
-    from torch.distributed.tensor import DTensor  # a second, which other tasks need not wait for
+    from torch.distributed.tensor import DTensor  # takes a second to import
 
     for name, model in context.models.items():
         require(
@@ -90,12 +87,12 @@ def _finetuned(name: str, model: DualEncoder, context: Context) -> Evaluation:
 
 
 def finetune_metrics(found: Int64[ndarray, " images"], labels: Sequence[int], classes: int) -> Evaluation:
-    """finetune_acc1, and finetune_mean_per_class_recall over the classes that occur.
+    """Return finetune_acc1, and finetune_mean_per_class_recall over the classes that occur.
 
     Args:
         found: predicted classes.
-        labels: of the images.
-        classes: how many there are.
+        labels: the class of each image.
+        classes: number of classes.
     """
     wanted = np.asarray(labels)
     right = found == wanted
@@ -107,7 +104,7 @@ def finetune_metrics(found: Int64[ndarray, " images"], labels: Sequence[int], cl
 
 
 def _predict(classifier: Classifier, records: Records, config: EvaluationConfig) -> Int64[ndarray, " images"]:
-    """The class of each image; _NOT_FINITE where its logits are not finite. The same on every process."""
+    """Return the class of each image on every process; _NOT_FINITE where its logits are not finite."""
     view = Centre(*classifier.tower.fit)
 
     def encode(pixels: Views) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The image tower with a linear classifier, and its training on labelled images: one run at one learning rate."""
+"""Training of an image tower with a linear classifier on labelled images, at one learning rate."""
 
 import copy
 import math
@@ -28,11 +28,11 @@ Draw = tuple[int, int]
 
 
 class Classifier(nn.Module):
-    """A copy of a model's image tower, and a linear classifier on its embeddings, which starts at zero.
+    """A copy of a model's image tower with a linear classifier on its embeddings, which starts at zero.
 
     Args:
-        model: is left as it is.
-        classes: how many.
+        model: the model; it is not changed.
+        classes: number of classes.
     """
 
     def __init__(self, model: DualEncoder, classes: int) -> None:
@@ -47,19 +47,19 @@ class Classifier(nn.Module):
         self.lr_scales = {name.removeprefix("image."): scale for name, scale in scales.items()}
 
     def forward(self, images: UInt8[Tensor, "batch 3 rows columns"]) -> Float[Tensor, "batch classes"]:
-        """Logits, in fp32, from embeddings that are not brought to unit length."""
+        """Return fp32 logits from embeddings that are not normalised."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             embedding = self.tower(images).embedding
         return self.linear(embedding.float())
 
 
 class Epoch(NamedTuple):
-    """What an epoch of training gave.
+    """Figures of one epoch of training.
 
     Attributes:
-        lr: of the tower, at its end.
-        loss: mean cross-entropy over its images, each before its step.
-        acc1: likewise.
+        lr: the tower's learning rate at its end.
+        loss: mean cross-entropy over its images, each before the step that it takes part in.
+        acc1: accuracy over its images, likewise.
     """
 
     lr: float
@@ -76,19 +76,19 @@ def fine_tune(
     lr: float,
     config: EvaluationConfig,
 ) -> tuple[Classifier, list[Epoch]]:
-    """Trains a copy of the image tower and a new classifier with cross-entropy, AdamW, warm-up and a half cosine.
+    """Train a copy of the image tower and a new classifier with cross-entropy, AdamW, warm-up and a half cosine.
 
-    The draws of a sample's crop and mirroring depend on seed, epoch and its position; dropout, where the tower has
-    any, on the seed. The global random state is left as it was. Every process ends with the first one's weights.
+    A sample's crop and mirroring depend on the seed, the epoch and its position; dropout, where the tower has any, on
+    the seed. The global random state is not changed. Every process ends with the first one's weights.
 
     Args:
-        model: is left as it is.
+        model: the model; it is not changed.
         records: the training split.
-        labels: of all its images.
-        positions: of the images that are trained on.
-        classes: how many there are.
+        labels: the class of each of its images.
+        positions: the images to train on.
+        classes: number of classes.
         lr: peak learning rate of the tower.
-        config: `finetune`, and the workers that read.
+        config: its `finetune`, and the number of workers.
 
     Returns:
         The classifier in evaluation mode, and its learning curve.
@@ -101,7 +101,7 @@ def fine_tune(
         torch.manual_seed(config.finetune.seed)
         classifier = Classifier(model, classes).train()
         curve = _train(classifier, records, labels, positions, lr, config)
-    # CUDA's sums need not repeat, and the processes share the scoring.
+    # CUDA's sums are not reproducible, and the processes share the scoring.
     distributed.copy_from_first(classifier)
     return classifier.eval(), curve
 
@@ -138,7 +138,7 @@ def _step(
     images: UInt8[Tensor, "batch 3 rows columns"],
     labels: Int64[Tensor, " batch"],
 ) -> tuple[float, int]:
-    """The loss before the step, and how many images were right."""
+    """Take a step; return the loss before it, and the number of images that were right."""
     logits = classifier(images)
     loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad()
@@ -148,7 +148,7 @@ def _step(
 
 
 def _batches(positions: Sequence[int], epoch: int, config: FinetuneConfig) -> list[list[Draw]]:
-    """The batches of an epoch, in an order of its own; the last one may be smaller."""
+    """Return the batches of an epoch, in an order of its own; the last one may be smaller."""
     order = [positions[i] for i in permutation(config.seed, len(positions), stream=epoch).tolist()]
     return [
         [(epoch, position) for position in order[start : start + config.batch_size]]
@@ -177,14 +177,14 @@ class _Crops(Dataset[Tensor | DataError]):
 def _pixels(
     records: Records, size: tuple[int, int], epochs: list[list[list[Draw]]], config: EvaluationConfig
 ) -> Iterator[Tensor]:
-    """The pixels of all batches, by workers that live through all epochs."""
+    """Yield the pixels of all batches; workers live through all epochs."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     loader: DataLoader[Any] = DataLoader(
         _Crops(records, size, config.finetune),
         batch_sampler=[batch for epoch in epochs for batch in epoch],
         num_workers=default_workers(processes) if config.workers is None else config.workers,
         collate_fn=_stacked,
-        generator=torch.Generator(),  # or else the workers' seed would come from the global one
+        generator=torch.Generator(),  # otherwise the workers' seed is drawn from the global random state
     )
     for batch in loader:
         if isinstance(batch, DataError):
@@ -198,7 +198,7 @@ def _stacked(items: list[Tensor | DataError]) -> Tensor | DataError:
 
 
 def _optimizer(classifier: Classifier, lr: float, config: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, but for those that the model exempts. Each group keeps its peak rate as `peak`."""
+    """Return AdamW; matrices decay unless the model exempts them. Groups keep their peak rate as `peak`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in classifier.tower.named_parameters():
         if parameter.requires_grad:

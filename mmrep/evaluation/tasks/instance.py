@@ -1,4 +1,4 @@
-"""Instance retrieval: image to image, by classes, or by a ground truth as that of Revisited Oxford and Paris."""
+"""Instance retrieval, image to image: by classes, or by a ground truth as that of Revisited Oxford and Paris."""
 
 import logging
 from typing import Any
@@ -31,30 +31,33 @@ MAP_AT = 10
 
 
 def instance(context: Context) -> list[Evaluation]:
-    """Image to image retrieval under every model, at the scales that the config asks for.
+    """Return image to image retrieval metrics of every model, at the scales that the config asks for.
 
-    With a ground truth its queries against its gallery: `instance_easy_map`, `instance_medium_map`, `instance_hard_map`
-    and their `mp@k`. With classes every image against all others, of which those of its class are right:
-    `instance_recall@k`, `instance_map`, `instance_map@10`. With `rerank` the same once more after SuperGlobal's
-    reranking, as `reranked_…`. Ties stand in the order of the set. Outcomes: every figure of each query, and with ties
-    against it `pessimistic_…`; NaN where it has nothing to find.
+    - With a ground truth, its queries search its gallery: `instance_easy_map`, `instance_medium_map`,
+      `instance_hard_map` and their `mp@k`.
+    - With classes, every image searches all others for those of its class: `instance_recall@k`, `instance_map`,
+      `instance_map@10`.
+    - With `rerank`, the same after SuperGlobal's reranking, as `reranked_…`.
+
+    Ties are in the order of the set. Outcomes: every figure of each query, and `pessimistic_…` with ties against it;
+    NaN where a query has nothing to find.
 
     Raises:
         ConfigError: neither classes nor a ground truth; nothing that could be found.
     """
     config, records = context.config.instance, context.evalset.records
     where = f"evaluation set {context.evalset.name}: task instance"
-    require(len(records) > 1, f"{where} wants two images or more, and the set has {len(records)}")
+    require(len(records) > 1, f"{where} needs two images or more, but the set has {len(records)}")
     truth, labels = None, None
     if isinstance(records, InstanceRecords):
         truth = records.truth
         require(
             len(records) == len(truth.gallery) + len(truth.queries),
-            f"{where}: {len(records)} images of {len(truth.gallery)} + {len(truth.queries)}; it wants all of them",
+            f"{where}: {len(records)} images of {len(truth.gallery)} + {len(truth.queries)}; it needs all of them",
         )
     else:
-        require(bool(context.evalset.classnames), f"{where} wants classes or `ground_truth`, and the set has captions")
-        require(not context.evalset.multilabel, f"{where} wants one class an image, and the set has several")
+        require(bool(context.evalset.classnames), f"{where} needs classes or `ground_truth`, but the set has captions")
+        require(not context.evalset.multilabel, f"{where} needs one class an image, but the set has several")
         labels = torch.tensor(context.labels)
     found = []
     for name, images in zip(context.models, multiscale_images(context, config.scales), strict=True):
@@ -98,7 +101,7 @@ def _evaluated(
 def _by_class(
     images: Float[Tensor, "images embed"], labels: Int64[Tensor, " images"], reranking: InstanceConfig | None
 ) -> QueryScores:
-    """Every image against all others: `recall@k`, `map`, `map@10`.
+    """Return `recall@k`, `map` and `map@10` of every image against all others.
 
     Average precision at k divides by the smaller of k and the number of right images (Weyand et al., arXiv 2004.01804,
     eq. 1).

@@ -13,11 +13,11 @@ from mmrep.evaluation.scoring.nearest import nearest
 from mmrep.evaluation.tasks.labelled import labelled_splits
 
 _ROWS = 512
-"""Images whose votes are counted at once."""
+"""Images whose votes are counted at a time."""
 
 
 def knn(context: Context) -> list[Evaluation]:
-    """knn_acc1@K of a set under every model, its training split being the neighbours.
+    """Return knn_acc1@K of every model, with neighbours from the training split.
 
     Raises:
         ConfigError: no classes, no training split, or one with fewer than K images.
@@ -39,22 +39,24 @@ def knn_metrics(
     images: Float[Tensor, "images embed"], train: Float[Tensor, "train embed"],
     labels: Int64[Tensor, " images"], train_labels: Int64[Tensor, " train"], classes: int, config: KnnConfig,
 ) -> Evaluation:  # fmt: skip
-    """knn_acc1@K: share of images whose own class has most votes; a neighbour's vote weighs exp(similarity / T).
+    """Return knn_acc1@K: the share of images whose own class has most votes.
+
+    The vote of one of the K nearest neighbours weighs exp(similarity / T).
 
     Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", arXiv 1805.01978, section
-    3.4; K = 20 and T = 0.07 as in Caron et al., "DINO", arXiv 2104.14294. Classes with equal votes: the lower one, and
-    in `pessimistic` a wrong one. Outcomes: `label`, `predicted@K` and `pessimistic_right@K`.
+    3.4; K = 20 and T = 0.07 as in Caron et al., "DINO", arXiv 2104.14294. Of classes with equal votes the lower one is
+    predicted, and in `pessimistic` a wrong one. Outcomes: `label`, `predicted@K` and `pessimistic_right@K`.
 
     Args:
-        images: of unit length.
-        train: of unit length, on the same device.
-        labels: on the CPU.
-        train_labels: on the CPU.
+        images: embeddings of unit length.
+        train: embeddings of unit length, on the same device.
+        labels: the class of each image, on the CPU.
+        train_labels: the class of each training image, on the CPU.
         classes: number of classes.
         config: numbers of neighbours, temperature.
     """
     similarities, neighbours = nearest(images, train, max(config.k))
-    # Votes count relative to each other: the nearest neighbour's is 1, so that no temperature overflows.
+    # Only ratios of votes matter: the nearest neighbour's is 1, so that no temperature overflows.
     weights = ((similarities - similarities[:, :1]).double() / config.temperature).exp().cpu()
     voted = train_labels[neighbours.cpu()]
     outcomes, metrics, pessimistic = {"label": labels.numpy().astype(np.int32)}, {}, {}
@@ -68,7 +70,7 @@ def knn_metrics(
 
 
 def _vote(weights: Tensor, voted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The class of most votes, and whether the right one has more than any other."""
+    """Return the class of most votes, and whether the right one has more than any other."""
     predicted, sure = [], []
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)

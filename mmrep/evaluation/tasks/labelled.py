@@ -1,10 +1,12 @@
-"""The labelled images that probes and neighbours learn from and are tested on."""
+"""Labels of the training split and the test split, for tasks that are fitted."""
 
 import logging
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, require
@@ -17,10 +19,10 @@ class Labelled(NamedTuple):
     """Labels of two splits.
 
     Attributes:
-        train: of the training split.
-        test: of the split that is evaluated.
+        train: labels of the training split.
+        test: labels of the evaluated split.
         classes: number of classes that the set names.
-        unseen: images of the test split whose class the training split lacks.
+        unseen: number of test images whose class the training split lacks.
     """
 
     train: Int64[Tensor, " train"]
@@ -30,16 +32,16 @@ class Labelled(NamedTuple):
 
 
 def labelled_splits(context: Context, task: str) -> Labelled:
-    """The labels of the training split and of the set; warns of classes that the training split lacks.
+    """Return the labels of the training split and of the set; warn of classes that the training split lacks.
 
     Raises:
-        ConfigError: no classes, several classes an image, no training split, or the split evaluated is it.
+        ConfigError: no classes, several classes an image, no training split, or it is the evaluated one.
         DataError: a label that can't be read.
     """
     evalset = context.evalset
     where = f"evaluation set {evalset.name}: task {task}"
-    require(bool(evalset.classnames), f"{where} wants classes, and the set has captions")
-    require(not evalset.multilabel, f"{where} wants one class an image, and the set has several")
+    require(bool(evalset.classnames), f"{where} needs classes, but the set has captions")
+    require(not evalset.multilabel, f"{where} needs one class an image, but the set has several")
     config = evalset.config
     require(
         config is None or config.split != config.train_split,
@@ -62,3 +64,22 @@ def labelled_splits(context: Context, task: str) -> Labelled:
             where, int(unseen.sum()), len(test), len(absent), ", ".join(absent[:10]),
         )  # fmt: skip
     return Labelled(train, test, len(evalset.classnames), int(unseen.sum()))
+
+
+def validation_part(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which samples to hold out for choosing hyper-parameters: a random, rounded share of every class.
+
+    At least one sample of each class is kept for training. The draw uses Philox bits.
+
+    Args:
+        labels: the class of each sample.
+        share: share of each class.
+        seed: seed of the draw.
+    """
+    bits = np.random.Philox(key=seed).random_raw(len(labels))
+    order = np.lexsort((bits, labels))
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    held = np.zeros(len(labels), bool)
+    held[order] = place < np.minimum(np.floor(counts * share + 0.5), counts - 1)[labels[order]]
+    return held

@@ -1,8 +1,8 @@
 """Accuracy with random patches covered, of the model's own grid, in the manner of PatchDrop (Naseer et al., arXiv
 2105.10497, section 3.1).
 
-A covered patch has the colour that normalisation turns into zero. Which are covered depends on the seed, the sample's
-key and the size of the grid alone; those of a smaller share are among those of a larger one.
+A covered patch has the colour that normalisation turns into zero. The choice of patches depends on the seed, the
+sample's key and the size of the grid alone; those of a smaller share are among those of a larger one.
 """
 
 from typing import NamedTuple
@@ -14,22 +14,21 @@ from numpy import ndarray
 from torch import Tensor
 
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import Centre, View
+from mmrep.evaluation.embedding.embed import Centre, View, centre_of
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.view_predictions import Predictions, centred, check_classes, predict
 from mmrep.model.dual_encoder import DualEncoder
 
 
 class Occluded(NamedTuple):
-    """An image at a model's size, some of its patches covered.
+    """The view of an image at a model's size with some of its patches covered.
 
     Attributes:
         centre: the model's evaluation transform.
-        grid: rows and columns of patches; what is left over at the border is never covered.
-        share: of the patches that are covered, rounded to whole patches.
-        colour: of these, red, green, blue.
-        seed: of which they are.
+        grid: rows and columns of patches. Pixels left over at the border are never covered.
+        share: share of the patches that are covered, rounded to whole patches.
+        colour: red, green and blue of covered patches.
+        seed: seed of the choice of patches.
     """
 
     centre: Centre
@@ -50,7 +49,7 @@ class Occluded(NamedTuple):
 
 
 def covered_patches(grid: tuple[int, int], share: float, seed: int, sample: int) -> Bool[ndarray, "rows columns"]:
-    """Which patches of a sample are covered: the first round(share · patches) of a random order."""
+    """Return which patches of a sample are covered: the first round(share · patches) of a random order."""
     count = grid[0] * grid[1]
     bits = np.random.Philox(key=[seed, 1], counter=[0, sample, 0, 0]).random_raw(count)
     covered = np.zeros(count, dtype=bool)
@@ -59,7 +58,7 @@ def covered_patches(grid: tuple[int, int], share: float, seed: int, sample: int)
 
 
 def occlusion(context: Context) -> list[Evaluation]:
-    """Zero-shot accuracy with each share of `config.occlusion` covered, and with none, under every model.
+    """Return the zero-shot accuracy of every model with each share of `config.occlusion` covered, and with none.
 
     Raises:
         ConfigError: a set without classes.
@@ -80,13 +79,13 @@ def occlusion(context: Context) -> list[Evaluation]:
 def occlusion_metrics(
     predictions: Predictions, labels: Int64[ndarray, " images"], classes: int, shares: tuple[float, ...]
 ) -> Evaluation:
-    """occlusion_acc1@SHARE: acc1 with this share of the patches covered.
+    """Return occlusion_acc1@SHARE: acc1 with this share of the patches covered.
 
     Args:
-        predictions: under the clean view first, then under every share.
-        labels: of the images.
-        classes: how many there are.
-        shares: of the patches.
+        predictions: for the clean view, then for every share.
+        labels: the class of each image.
+        classes: number of classes.
+        shares: shares of covered patches.
     """
     right = predictions.classes == labels[:, None]
     names = [f"occlusion_acc1@{share:g}" for share in shares]

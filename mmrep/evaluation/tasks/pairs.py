@@ -1,10 +1,13 @@
-"""Confusable captions: does an image prefer its own caption, as SugarCrepe and Winoground ask.
+"""Choice among confusable captions, as in SugarCrepe and Winoground.
 
-SugarCrepe (Hsieh et al., arXiv 2306.14610): text_acc, the share of images nearer to the right caption than to every
-wrong one. Winoground (Thrush et al., arXiv 2204.03162, section 3.3): of two images and two captions, text_acc, both
-images prefer their own caption; image_acc, both captions prefer their own image; acc, both. Names and ties are
-CLIP_benchmark's, whose argmax takes the first: a tie is right for an example's first image or caption (so for all of
-SugarCrepe) and wrong for its second. The pessimistic column counts every tie as wrong.
+- SugarCrepe (Hsieh et al., arXiv 2306.14610): text_acc is the share of images that are nearer to the right caption than
+  to every wrong one.
+- Winoground (Thrush et al., arXiv 2204.03162, section 3.3), two images and two captions an example: text_acc is the
+  share of examples where both images are nearer to their own caption, image_acc that where both captions are nearer to
+  their own image, and acc that where both hold.
+
+Names and ties are CLIP_benchmark's, whose argmax takes the first: a tie is right for an example's first image or
+caption (so always in SugarCrepe) and wrong for its second. `pessimistic` counts every tie as wrong.
 """
 
 import logging
@@ -27,19 +30,19 @@ from mmrep.evaluation.tasks.retrieval import flat_captions
 LOG = logging.getLogger("mmrep")
 
 Scores = Float32[ndarray, "images captions"]
-"""Cosine similarities: of the right caption, then of the wrong ones; NaN where an image has fewer."""
+"""Cosine similarities of an image with the right caption, then with the wrong ones; NaN where it has fewer."""
 Right = Mapping[str, Bool[ndarray, " examples"]]
-"""By metric, which examples are right."""
+"""For each metric, which examples are right."""
 
 WINOGROUND_CHANCE = {"text_acc": 1 / 4, "image_acc": 1 / 4, "acc": 1 / 6}
-"""Of independent continuous scores: the two right ones of the four are the largest in 4 of 24 orders."""
+"""Chance levels for independent continuous scores: in 4 of 24 orders both right scores are the largest."""
 
 
 def pairs(context: Context) -> list[Evaluation]:
-    """Choice among confusable captions, under every model.
+    """Return the metrics of choice among confusable captions for every model.
 
-    A set of captions in CLIP_benchmark's layout is taken in SugarCrepe's form: the first caption of an image is the
-    right one.
+    A set of captions in CLIP_benchmark's layout is read in SugarCrepe's form: an image's first caption is the right
+    one.
 
     Raises:
         ConfigError: a set without captions.
@@ -63,14 +66,14 @@ def pairs(context: Context) -> list[Evaluation]:
 def pair_metrics(
     scores: Scores, examples: Sequence[int] | None = None, kinds: Mapping[str, Sequence[int]] | None = None
 ) -> Evaluation:
-    """Metrics of the scores of images under their own and wrong captions.
+    """Return the metrics of images' scores with their right and wrong captions.
 
     Args:
-        scores: of every image.
-        examples: in Winoground's form the example of each image, whose two images follow each other, each with the
-            other's caption as its wrong one; None: SugarCrepe's form.
-        kinds: by name, the rows of `scores` (in Winoground's form the examples) that are of that kind; where there are
-            several in SugarCrepe's form, `text_acc_macro` is the mean over them.
+        scores: scores of every image.
+        examples: in Winoground's form the example of each image. Its two images follow each other, each with the
+            other's caption as its wrong one. None: SugarCrepe's form.
+        kinds: for each kind the rows of `scores` (in Winoground's form the examples) of that kind. With several
+            kinds in SugarCrepe's form, `text_acc_macro` is the mean over them.
     """
     captions = np.count_nonzero(~np.isnan(scores), axis=1)
     if examples is None:
@@ -105,18 +108,18 @@ def pair_metrics(
 
 
 def _choices(scores: Scores) -> tuple[Right, Right]:
-    """With ties for and against the right caption."""
+    """Return which images are right, with ties for and against the right caption."""
     best_wrong = np.nanmax(scores[:, 1:], axis=1)
     return {"text_acc": scores[:, 0] >= best_wrong}, {"text_acc": scores[:, 0] > best_wrong}
 
 
 def _winoground(scores: Scores) -> tuple[Right, Right]:
-    """With ties as CLIP_benchmark has them, and against us.
+    """Return which examples are right, with ties as CLIP_benchmark breaks them, and with ties against the right answer.
 
     Row 0 of an example is image 0 under captions 0 and 1, row 1 image 1 under captions 1 and 0.
     """
     own, other = scores[:, 0].reshape(-1, 2), scores[:, 1].reshape(-1, 2)
-    # The caption that image i rivals its own with is the other's, so caption i's rival score is the other image's.
+    # An image's wrong caption is the other image's, so a caption's score with its wrong image is in the other row.
     rivals = {"text_acc": other, "image_acc": other[:, ::-1]}
     named = {name: (own[:, 0] >= rival[:, 0]) & (own[:, 1] > rival[:, 1]) for name, rival in rivals.items()}
     strict = {name: (own[:, 0] > rival[:, 0]) & (own[:, 1] > rival[:, 1]) for name, rival in rivals.items()}
@@ -156,9 +159,9 @@ def _captions(context: Context) -> list[list[str]]:
 
 
 def _examples(evalset: EvalSet) -> list[int] | None:
-    """In Winoground's form the example of each image."""
+    """Return the example of each image in Winoground's form; None in SugarCrepe's."""
     records = evalset.records
-    found = [pair.example for pair in records.pairs] if isinstance(records, PairRecords) else []
+    found = [pair.example for pair in records.samples] if isinstance(records, PairRecords) else []
     examples = [example for example in found if example is not None]
     if not examples:
         return None
@@ -169,11 +172,11 @@ def _examples(evalset: EvalSet) -> list[int] | None:
 
 
 def _kinds(evalset: EvalSet, examples: list[int] | None) -> dict[str, list[int]]:
-    """The rows or examples of each kind, in the order in which kinds occur."""
+    """Return the rows or examples of each kind, in the order in which kinds occur."""
     if not isinstance(evalset.records, PairRecords):
         return {}
     found: dict[str, list[int]] = {}
-    for row, pair in enumerate(evalset.records.pairs[:: 1 if examples is None else 2]):
+    for row, pair in enumerate(evalset.records.samples[:: 1 if examples is None else 2]):
         for kind in pair.kinds:
             found.setdefault(kind, []).append(row)
     return found

@@ -1,4 +1,4 @@
-"""Linear probe: a logistic regression on frozen image embeddings, its penalty chosen within the training split."""
+"""Linear probe: logistic regression on frozen image embeddings, with a penalty chosen within the training split."""
 
 import logging
 from typing import NamedTuple
@@ -12,21 +12,20 @@ from mmrep.config.probe import ProbeConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.classification import class_tables, classification_metrics
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.scoring.logistic import Linear, Regression
-from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
+from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits, validation_part
 
 LOG = logging.getLogger("mmrep")
 
 
 class Trial(NamedTuple):
-    """One penalty.
+    """The result of one penalty.
 
     Attributes:
         penalty: λ.
-        accuracy: on the validation part.
-        iterations: of L-BFGS.
-        converged: whether it came to the optimum.
+        accuracy: accuracy on the validation part.
+        iterations: number of L-BFGS iterations.
+        converged: whether the fit reached the optimum.
     """
 
     penalty: float
@@ -36,7 +35,7 @@ class Trial(NamedTuple):
 
 
 def linear_probe(context: Context) -> list[Evaluation]:
-    """lp_acc1, lp_acc5 and lp_mean_per_class_recall of a set under every model, fitted on its training split.
+    """Return lp_acc1, lp_acc5 and lp_mean_per_class_recall of every model, fitted on the training split.
 
     Raises:
         ConfigError: no classes, no training split, or one that is too small to hold a part out.
@@ -54,17 +53,17 @@ def probe(
     train: Float[Tensor, "train embed"], images: Float[Tensor, "images embed"], split: Labelled, config: ProbeConfig,
     device: torch.device, where: str = "linear probe",
 ) -> Evaluation:  # fmt: skip
-    """Chooses the penalty on a part of the training images, fits all of them with it, and scores the others.
+    """Choose the penalty on a part of the training images, fit all of them with it, and score the test images.
 
-    The penalty of highest validation accuracy is taken; of equal ones the largest. Test images take no part in it.
+    The penalty of highest validation accuracy is chosen; of equal ones the largest.
 
     Args:
-        train: of unit length.
-        images: those to score, of unit length.
+        train: training embeddings of unit length.
+        images: test embeddings of unit length.
         split: the labels of both.
         config: penalties, validation share, seed.
         device: where to compute.
-        where: for warnings.
+        where: prefix of warnings.
 
     Raises:
         ConfigError: a training split too small to hold a part out.
@@ -99,7 +98,7 @@ def _tried(
     train: Tensor, labels: Int64[Tensor, " train"], held: Bool[Tensor, " train"], config: ProbeConfig,
     device: torch.device,
 ) -> list[Trial]:  # fmt: skip
-    """Every penalty, from the largest on, each fit beginning where the last one ended."""
+    """Try every penalty from the largest down; each fit begins where the last one ended."""
     regression = Regression(train[~held], labels[~held], device)
     trials: list[Trial] = []
     fitted: Linear | None = None
@@ -111,7 +110,7 @@ def _tried(
 
 
 def _spread(scores: Tensor, seen: Int64[Tensor, " seen"], classes: int) -> Tensor:
-    """Scores of the classes that were seen, among all; the others can't be predicted."""
+    """Return scores of all classes: −inf for classes that the training split lacks."""
     found = torch.full((len(scores), classes), -torch.inf, dtype=scores.dtype)
     found[:, seen] = scores
     return found

@@ -13,20 +13,19 @@ from torch import Tensor
 
 from mmrep.config.checks import MmrepError, require
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import Views, embed_images
-from mmrep.evaluation.embedding.views import Centre, View
+from mmrep.evaluation.embedding.embed import Centre, View, Views, embed_images
 from mmrep.evaluation.scoring.classification import class_embeddings, first_twins
 from mmrep.evaluation.tasks.zeroshot import prompts
 
 _TOP = 5
-"""CLIP_benchmark takes acc1 from the five best, and which of equals comes first depends on how many are asked for."""
+"""CLIP_benchmark takes acc1 from topk(5); which of equal scores topk(k) puts first depends on k."""
 
 
 class Predictions(NamedTuple):
-    """What a model takes the images for.
+    """A model's predictions.
 
     Attributes:
-        classes: the nearest class under every view; of several equally near ones, the one that torch's topk gives.
+        classes: the nearest class under every view; of several equally near ones, the first of torch.topk.
         tied: whether another class is equally near.
     """
 
@@ -36,9 +35,9 @@ class Predictions(NamedTuple):
 
 @lru_cache(maxsize=4)
 def centred(image: UInt8[Tensor, "3 height width"], centre: Centre) -> UInt8[Tensor, "3 rows columns"]:
-    """Return what a model is shown of an image, made once for all views that build on it. Do not change it in place.
+    """Return the pixels that a model receives, computed once for all views. Never change them in place.
 
-    The cache compares images by identity, and keeps the last few alive.
+    The cache compares images by identity and keeps the last few alive.
     """
     return centre(image, 0)
 
@@ -52,15 +51,14 @@ def check_classes(context: Context, task: str) -> None:
 
 
 def predict(context: Context, views: Mapping[str, Sequence[View]]) -> list[Predictions]:
-    """Zero-shot predictions under every model.
+    """Return zero-shot predictions of every model under each of its views.
 
-    Every image is decoded once. A batch has as many images as the batch size holds with all their views, at least one,
-    and goes through a model as one; so thousands of views cost no memory to speak of, and what is kept of each is a
-    class, not an embedding.
+    Every image is decoded once. A batch has as many images as the batch size holds with all their views, at least one.
+    Only the predicted class of each view is kept, not an embedding, so thousands of views take little memory.
 
     Args:
-        context: of a set with classes.
-        views: by model, as many for each.
+        context: a set with classes.
+        views: the views of each model, equally many for each.
 
     Raises:
         DataError: an image that can't be read.
@@ -71,7 +69,7 @@ def predict(context: Context, views: Mapping[str, Sequence[View]]) -> list[Predi
         class_embeddings(context.encode_texts(model, prompts(context.evalset)), len(context.evalset.classnames))
         for model in context.models.values()
     ]
-    # Equal classes get equal scores, which a matrix product alone does not promise.
+    # Equal classes get equal scores: a matrix product rounds some of several equal columns differently.
     twins = [first_twins(each).to(device) for each in classes]
     on_device = [each.to(device) for each in classes]
     distinct = list(dict.fromkeys(view for each in views.values() for view in each))
@@ -79,8 +77,8 @@ def predict(context: Context, views: Mapping[str, Sequence[View]]) -> list[Predi
     def encode(pixels: Views) -> list[Tensor]:
         found = []
         for (name, model), own_classes, own_twins in zip(context.models.items(), on_device, twins, strict=True):
-            # One view after another, cut into batches: as many on every process, since the last batch of a set is
-            # smaller only where all its views fit in one.
+            # Views follow each other and are cut into batches. Every process has equally many of them, since the last
+            # batch of a set is smaller only where all its views fit in one batch.
             images = torch.cat([pixels[view] for view in views[name]])
             scores = torch.cat(
                 [model.encode_image(part.to(device)) @ own_classes.T for part in images.split(config.batch_size)]

@@ -15,7 +15,7 @@ from mmrep.config.checks import MmrepError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import EmbeddingCache, model_digest
-from mmrep.evaluation.embedding.sharding import shard_for_evaluation
+from mmrep.evaluation.embedding.embed import shard_for_evaluation
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.suite import evaluate_each
 from mmrep.model.create import create_model

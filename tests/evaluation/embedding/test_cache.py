@@ -14,12 +14,17 @@ import mmrep
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.data.layouts.contents import Item
-from mmrep.evaluation.embedding import cache as cache_module
-from mmrep.evaluation.embedding import cached as embed_cached
-from mmrep.evaluation.embedding.cache import EmbeddingCache, Key, image_key, text_key, tower_digest
-from mmrep.evaluation.embedding.cached import embed_set_cached, embed_texts_cached
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding import cache as embed_cached
+from mmrep.evaluation.embedding.cache import (
+    EmbeddingCache,
+    Key,
+    embed_set_cached,
+    embed_texts_cached,
+    image_key,
+    text_key,
+    tower_digest,
+)
+from mmrep.evaluation.embedding.embed import Centre, centre_of
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.sources.records import FileRecords, Records
 from mmrep.model.dual_encoder import DualEncoder
@@ -180,8 +185,8 @@ def test_changes_between_calls_are_another_key_in_one_cache(
 
 
 def test_the_key_knows_all_code_that_embeds() -> None:
-    package, room = Path(mmrep.__file__).parent, Path(cache_module.__file__).parent
-    known = {path for pattern in cache_module._CODE for path in package.glob(pattern)}
+    package, room = Path(mmrep.__file__).parent, Path(embed_cached.__file__).parent
+    known = {path for pattern in embed_cached._CODE for path in package.glob(pattern)}
     assert known >= set(room.glob("*.py")) and {"embed.py", "multiscale.py"} <= {path.name for path in known}
 
 

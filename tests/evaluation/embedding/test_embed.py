@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.data.tar import DataError
-from mmrep.evaluation.embedding.embed import embed_images, embed_set, embed_texts
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre, embed_images, embed_set, embed_texts
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.model.dual_encoder import DualEncoder
 

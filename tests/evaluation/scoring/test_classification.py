@@ -104,6 +104,14 @@ def test_first_twins() -> None:
     assert first_twins(names).tolist() == [0, 1, 0, 3, 1, 0]
 
 
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_equal_classes_tie_for_every_image(count: int) -> None:
+    """A matrix product alone rounds some of seven equal columns otherwise."""
+    classes = unit(1, 512, 0).expand(7, -1).contiguous()
+    found = zeroshot_metrics(unit(count, 512, 1), classes, [0] * count)
+    assert found.outcomes["pessimistic_position"].tolist() == [7] * count
+
+
 def test_classes_that_cannot_be_predicted_are_never_right() -> None:
     scores = torch.tensor([[0.0, 1, -torch.inf, -torch.inf, -torch.inf]])
     found = classification_metrics([scores, scores], torch.tensor([2, 1]), 5, "lp_")

@@ -84,5 +84,5 @@ def test_differences_are_paired(make: Callable[[int], Evaluation], metric: str) 
 
 
 def test_metrics_that_are_no_means_over_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="no standard error is known for 'map'"):
+    with pytest.raises(ValueError, match="there is no standard error for 'map'"):
         standard_error(classified(0), "map")

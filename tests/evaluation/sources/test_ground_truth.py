@@ -149,7 +149,7 @@ def test_missing_and_damaged_images(folder: Path) -> None:
 def test_records_without_classes_and_captions(folder: Path) -> None:
     records = open_instances(config(folder))
     for ask in (records.label, records.labels, records.texts):
-        with pytest.raises(DataError, match="query 0 q: images with a ground truth of instances have no"):
+        with pytest.raises(DataError, match="query 0 q: the images of this set have no"):
             ask(4)
 
 

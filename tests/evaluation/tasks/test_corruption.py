@@ -21,8 +21,7 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import CORRUPTIONS, CorruptionConfig
 from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre, centre_of
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.tasks.corrupted import Corrupted, _convolve, _gaussian_blur, _resample, corrupt

@@ -23,10 +23,10 @@ from mmrep.data.tar import DataError
 from mmrep.data.transforms import view_of_decoded
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.tasks.finetune import _predict, finetune, finetune_metrics
 from mmrep.evaluation.tasks.finetuning import Classifier, _Crops, _optimizer, _schedule, fine_tune
+from mmrep.evaluation.tasks.labelled import validation_part
 from mmrep.model.dual_encoder import DualEncoder
 
 OPTIONS = FinetuneConfig(epochs=4, batch_size=4, lrs=(3e-3, 1e-6), classifier_lr=1e-3)
@@ -203,10 +203,10 @@ def test_processes_score_one_classifier(folder: Path, tmp_path: Path) -> None:
 
 
 def test_schedule() -> None:
-    shares = [_schedule(step, 20, 0.25) for step in range(20)]
+    shares = [_schedule(step, 20, 5) for step in range(20)]
     assert shares[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert all(a > b for a, b in pairwise(shares[5:])) and 0 < shares[-1] < 0.02
-    assert _schedule(0, 1, 0.0) == _schedule(0, 1, 1.0) == 1
+    assert _schedule(0, 1, 0) == _schedule(0, 1, 1) == 1
 
 
 def test_optimizer_groups(model: DualEncoder) -> None:
@@ -262,7 +262,7 @@ def test_the_test_split_is_refused_however_it_is_spelled(model: DualEncoder, fol
 
 
 def test_captions_are_refused(model: DualEncoder, colour_set: Path) -> None:
-    with pytest.raises(ConfigError, match="finetune wants classes"):
+    with pytest.raises(ConfigError, match="finetune needs classes"):
         finetune(Context({"tiny": model}, open_set(SetConfig(f"{colour_set}/retrieval")), CONFIG))
 
 

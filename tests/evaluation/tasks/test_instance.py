@@ -198,17 +198,17 @@ def test_sets_that_do_not_fit(
 ) -> None:
     captions = open_set(SetConfig(f"{colour_set}/retrieval"))._replace(tasks=("instance",))
     with pytest.raises(
-        ConfigError, match="retrieval: task instance wants classes or `ground_truth`, and the set has cap"
+        ConfigError, match="retrieval: task instance needs classes or `ground_truth`, but the set has cap"
     ):
         evaluate(models, [captions], config())
-    with pytest.raises(ConfigError, match="towers: task instance: 3 images of 12 \\+ 3; it wants all of them"):
+    with pytest.raises(ConfigError, match="towers: task instance: 3 images of 12 \\+ 3; it needs all of them"):
         evaluate(models, [towers._replace(records=towers.records.take([0, 1, 12]))], config())
     alone = colours._replace(records=colours.records.take([0, 1, 2, 3]))
     with pytest.raises(ConfigError, match="colours: task instance: no query has a right image"):
         evaluate(models, [alone], config())
-    with pytest.raises(ConfigError, match="colours: task instance wants two images or more, and the set has 1"):
+    with pytest.raises(ConfigError, match="colours: task instance needs two images or more, but the set has 1"):
         evaluate(models, [colours._replace(records=colours.records.take([0]))], config())
-    with pytest.raises(ConfigError, match="wants one class an image"):
+    with pytest.raises(ConfigError, match="needs one class an image"):
         evaluate(models, [colours._replace(multilabel=True)], config())
 
 

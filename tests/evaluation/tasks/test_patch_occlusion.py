@@ -13,8 +13,7 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.robustness import OcclusionConfig
 from mmrep.data.captions import group_id
 from mmrep.evaluation.context import Context
-from mmrep.evaluation.embedding.embed import centre_of
-from mmrep.evaluation.embedding.views import Centre
+from mmrep.evaluation.embedding.embed import Centre, centre_of
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.tasks.occlusion import Occluded, covered_patches, occlusion
 from mmrep.evaluation.tasks.zeroshot import embed_classes, zeroshot

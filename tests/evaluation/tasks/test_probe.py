@@ -18,9 +18,8 @@ from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.config.probe import ProbeConfig
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.scoring import logistic
-from mmrep.evaluation.scoring.held_out import validation_part
 from mmrep.evaluation.sets import open_set
-from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits
+from mmrep.evaluation.tasks.labelled import Labelled, labelled_splits, validation_part
 from mmrep.evaluation.tasks.probe import linear_probe, probe
 from mmrep.model.dual_encoder import DualEncoder
 
@@ -168,9 +167,9 @@ def test_splits_that_cannot_be_used(model: DualEncoder, colour_set: Path, labell
         splits(SetConfig(str(labelled_set), train_split="training"))
     with pytest.raises(ConfigError, match="fitted on the split that it is tested on; name another in train_split"):
         splits(SetConfig(str(labelled_set), train_split="test"))
-    with pytest.raises(ConfigError, match="linear_probe wants classes, and the set has captions"):
+    with pytest.raises(ConfigError, match="linear_probe needs classes, but the set has captions"):
         splits(SetConfig(f"{colour_set}/retrieval"))
-    with pytest.raises(ConfigError, match="wants one class an image, and the set has several"):
+    with pytest.raises(ConfigError, match="needs one class an image, but the set has several"):
         splits(SetConfig(str(labelled_set)), multilabel=True)
     with pytest.raises(ConfigError, match="the training split has other class names"):
         splits(SetConfig(str(labelled_set)), classnames=["red", "green", "yellow", "blue"])

@@ -18,7 +18,7 @@ from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.scoring.rerank import rerank
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.suite import evaluate
-from mmrep.evaluation.tasks.reranked import rerank_gallery, reranked
+from mmrep.evaluation.tasks.retrieval import rerank_gallery, reranked
 from mmrep.model.dual_encoder import DualEncoder
 
 CONFIG = EvaluationConfig(batch_size=6, workers=0, instance=InstanceConfig(rerank_top=8, neighbours=3))
@@ -101,5 +101,5 @@ def test_ties_over_the_end_of_the_first(own: int, worst: int) -> None:
 
 def test_classes_are_refused(tiny: Callable[..., DualEncoder], colour_set: Path) -> None:
     evalset = open_set(SetConfig(str(colour_set), name="colours"))
-    with pytest.raises(ConfigError, match="evaluation set colours: task rerank wants captions"):
+    with pytest.raises(ConfigError, match="evaluation set colours: task rerank needs captions"):
         reranked(Context({"avg": tiny("avg")}, evalset, CONFIG))

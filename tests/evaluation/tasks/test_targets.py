@@ -8,20 +8,18 @@ import pytest
 import torch
 
 from mmrep.data.tar import DataError
-from mmrep.evaluation.tasks.targets import targets_of, warn_of_absent
+from mmrep.evaluation.sources.records import Records
+from mmrep.evaluation.tasks.zeroshot import targets_of, warn_of_absent
 
 
-@dataclass
-class Several:
+@dataclass(frozen=True)
+class Several(Records):
     """Records of which only the labels are read."""
 
-    own: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.own)
+    samples: list[list[int]]
 
     def labels(self, position: int) -> list[int]:
-        return self.own[position]
+        return self.samples[position]
 
     def key(self, position: int) -> str:
         return f"image {position}"
@@ -29,7 +27,7 @@ class Several:
     def unused(self, *_: Any) -> NoReturn:
         raise AssertionError("only labels are read")
 
-    image = label = texts = take = digest = identity = unused
+    image = digest = files = unused
 
 
 def test_targets_of_labels() -> None:

@@ -76,5 +76,5 @@ def test_several_classes_an_image(model: DualEncoder, colours: EvalSet, caplog: 
 
 def test_a_set_without_classes_is_refused(model: DualEncoder, colour_set: Path) -> None:
     captions = open_set(SetConfig(f"{colour_set}/retrieval"))
-    with pytest.raises(ConfigError, match="set retrieval: task zeroshot wants classes"):
+    with pytest.raises(ConfigError, match="set retrieval: task zeroshot needs classes"):
         zeroshot(Context({"tiny": model}, captions, CONFIG))
