@@ -7,10 +7,10 @@ Verdicts are about one metric, the study's primary one; the comparisons of all h
 family. All other metrics are exploratory: they have intervals of single differences, and no verdict.
 
 A metric of n test items moves in steps of q = 1/n. Rounding to these steps adds an error of variance 2 · q²/12 to a
-difference of two values. All seeds are tested on the same items, so they may share this error, and it does not average
-out. Therefore the standard error of a mean difference is taken to be at least q/√6. Without this floor, seeds that agree
-to the last digit would have no spread, and one item would be a proof. With it, the level holds in the simulations of
-tests/study/test_statistics.py for rounded, sparse and coin-flip differences, with 3 seeds and more.
+difference of two values. All seeds are tested on the same items, so they may share this error, and it does not
+average out. Therefore the standard error of a mean difference is taken to be at least q/√6. Without this floor, seeds
+that agree to the last digit would have no spread, and one item would be a proof. With it, the level holds in the
+simulations of tests/study/test_statistics.py for rounded, sparse and coin-flip differences, with 3 seeds and more.
 """
 
 import math
