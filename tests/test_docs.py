@@ -32,11 +32,12 @@ def check(command: list[str]) -> None:
     verb, rest = command[1], command[2:]
     if command[0] == "accelerate":
         verb, rest = "train", command[command.index("train.py") + 1 :]
-    if verb == "data" and rest[0] != "pack":
+    if verb == "data":
         verb, rest = f"data {rest[0]}", rest[1:]
-    if verb != "data":
-        found = find_verb(verb)
-        parse(found.kind(rest), verb, found.prepare(rest), found.positional)
+    found = find_verb(verb)
+    if verb == "data pack":
+        found, rest = found[rest[0]], rest[1:]
+    parse(found.kind(rest), verb, found.prepare(rest), found.positional)
 
 
 def test_readme_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
