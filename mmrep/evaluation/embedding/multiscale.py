@@ -16,19 +16,18 @@ from mmrep.model.resolution import at_resolution
 
 
 def scaled_size(model: DualEncoder, scale: float) -> tuple[int, int]:
-    """Rows and columns of the model's images times `scale`, to the nearest multiple of its patch, at least one."""
+    """Return the model's image size times `scale`, rounded to multiples of its patch size, at least one patch."""
     size = zip(model.image.size, model.image.trunk.patch_embed.patch_size, strict=True)
     rows, columns = (max(1, round(side * scale / patch)) * patch for side, patch in size)
     return rows, columns
 
 
 def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[Tensor, "images embed"]]:
-    """The image embeddings of a set under every model: the maximum over scales, element by element, of unit length.
+    """Return the image embeddings of every model: their elementwise maximum over scales, of unit length, on the CPU.
 
-    At each scale the model's evaluation transform makes an image of its size times the scale, the position embedding is
-    resampled, and the embedding brought to unit length; so is their maximum. Every image is decoded once. Of
-    SuperGlobal's changes this is the one that embeddings allow; the others are changes of the trunk and the pooling.
-    On the CPU; from the cache where there is one.
+    At each scale the model's evaluation transform resizes to its image size times the scale, the position embedding is
+    resampled, and the embedding is normalised; so is the maximum. Every image is decoded once. The other changes of
+    SuperGlobal concern the trunk and the pooling, so they can't be applied to a trained model's embeddings.
 
     Raises:
         ConfigError: a trunk that can't be resized; a model under FSDP2.
@@ -60,7 +59,7 @@ def multiscale_images(context: Context, scales: Sequence[float]) -> list[Float[T
 
 
 def _embedded(context: Context, sizes: dict[str, list[tuple[int, int]]]) -> list[Float[Tensor, "images embed"]]:
-    """One pass over the images for all models and scales."""
+    """Compute the embeddings in one pass over the images for all models and scales."""
     for name in sizes:
         sharded = any(isinstance(parameter, DTensor) for parameter in context.models[name].parameters())
         require(not sharded, f"model {name}: instance.scales: a model under FSDP2 can't be resized; run without FSDP2")
@@ -87,5 +86,5 @@ def _maximum(scaled: dict[tuple[int, int], DualEncoder], views: Views) -> Float[
     for model in scaled.values():
         x = model.encode_image(views[centre_of(model)].to(model.device))
         merged = x if merged is None else merged.maximum(x)
-    assert merged is not None, "the config wants at least one scale"
+    assert merged is not None, "the config has at least one scale"
     return merged
