@@ -1,8 +1,8 @@
-"""What all processes of a run agree on: the failure that ends them, and the step after which a signal stops them.
+"""Agreement of all processes on the failure that ends them, and on the step after which a signal stops them.
 
-Neither costs a collective. Both are keys of the store that the processes met at (torch's TCPStore), which a thread of
-every process polls: whoever fails writes its one line and exit status there, and all end with that status. A process
-that was killed can write nothing; others on its machine see it end and write in its place.
+Neither costs a collective. Both are keys in the store of the process group (torch's TCPStore), which a thread of every
+process polls. A process that fails writes its message and exit status there, and all processes end with that status. A
+process that was killed can write nothing; processes on the same machine notice its end and write in its place.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 LOG = logging.getLogger("mmrep")
 
 _POLL, _GRACE, _PATIENCE = 0.25, 1.0, 5.0
-"""Seconds between two looks at the store; that a process has to end by itself; that one waits for the others."""
+"""Seconds: between two polls of the store; for a process to end by itself; to wait for other processes."""
 _FAILURE, _STOP = "failure", "stop"
 
 
@@ -31,9 +31,9 @@ class Failure(NamedTuple):
     """The first failure of all processes.
 
     Attributes:
-        rank: the process that failed, and says so.
+        rank: the process that failed and prints the message.
         status: exit status of all processes.
-        text: one line for the user.
+        text: the message, one line.
     """
 
     rank: int
@@ -42,11 +42,11 @@ class Failure(NamedTuple):
 
 
 class Peers:
-    """The processes of a run, as one of them sees the others.
+    """The other processes of a run.
 
     Args:
-        store: torch's store that the processes met at; no other thread uses this connection for long.
-        rank: of this process.
+        store: torch's store of the process group. This connection must not be blocked by another thread.
+        rank: rank of this process.
         world: number of processes.
         local: process ids of the other ranks on this machine.
     """
@@ -55,7 +55,7 @@ class Peers:
         self.rank, self.world = rank, world
         self.advice = ""
         self._store = store
-        # A descriptor of a process becomes readable when it ends, though nobody has waited for it yet.
+        # The descriptor of a process becomes readable when the process ends, even before anyone has waited for it.
         self._ends = {os.pidfd_open(pid): other for other, pid in local.items()} if hasattr(os, "pidfd_open") else {}
         self._lock = threading.Lock()
         self._done, self._asked = 0, False
@@ -67,19 +67,19 @@ class Peers:
         atexit.register(self.leave)
 
     def begin(self, step: int) -> None:
-        """Start counting at a step; every process calls it before any of them trains."""
+        """Start counting at a step. Every process calls this before any of them trains."""
         with self._lock:
             self._done = step
 
     def stops(self, done: int, signalled: str) -> str:
-        """Return the signal that ends all processes after this step; empty where they go on.
+        """Return the signal that ends all processes after this step, or an empty text.
 
-        A process that has heard of a signal says after which step it can stop at the earliest. Nobody passes the end of
-        that step before all have said so, and all stop after the latest of those steps.
+        A process that knows of a signal announces the earliest step after which it can stop, and waits at the end of
+        that step until all have announced theirs. All stop after the latest of these steps.
 
         Args:
-            done: steps done.
-            signalled: name of the signal that this process got, if any.
+            done: number of steps done.
+            signalled: name of the signal that this process received, if any.
         """
         with self._lock:
             self._done = done
@@ -91,18 +91,18 @@ class Peers:
             self._store.compare_set(_STOP, "", signalled)
             self._store.set(f"{_STOP}/{self.rank}", str(done))
         while not self._stop_known.wait(_POLL):
-            pass  # the thread ends this process should another one fail meanwhile
+            pass  # if another process fails meanwhile, the watching thread ends this one
         assert self._stop_step is not None, "known"
         return self._store.get(_STOP).decode() if done >= self._stop_step else ""
 
     def fail(self, text: str, status: int) -> NoReturn:
-        """End this process in the way of the first failure of all, which is this one if there is no other."""
+        """End this process with the first failure of all processes, which may be this one."""
         with contextlib.suppress(RuntimeError):
             self._end(self._publish(text, status))
-        self._exit(Failure(self.rank, status, text))  # the store is gone, and with it the others' failures
+        self._exit(Failure(self.rank, status, text))  # without the store, other failures are unknown
 
     def explain(self) -> None:
-        """End this process if another one has failed or is gone, which may be why a collective raised an error here."""
+        """End this process if another one has failed or is gone. That may be why a collective raised an error here."""
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             found = self._look()
@@ -111,7 +111,7 @@ class Peers:
             time.sleep(_POLL / 2)
 
     def leave(self) -> None:
-        """Stop watching: this process is done. The first one, which may serve the store, waits for the others."""
+        """Stop watching, because this process is done. Rank 0, which may serve the store, waits for the others."""
         if self._left.is_set():
             return
         self._left.set()
@@ -128,16 +128,16 @@ class Peers:
         while not self._left.wait(_POLL):
             found = self._look()
             if found:
-                # The main thread may be about to end by itself, or wait for ever in a collective.
+                # The main thread may be about to end by itself, or may hang in a collective.
                 time.sleep(_GRACE)
                 self._end(found)
             try:
                 self._agree_on_step()
             except RuntimeError:
-                continue  # the next look says why
+                continue  # the next poll finds out why
 
     def _look(self) -> Failure | None:
-        """Return the failure of all processes, if there is one by now."""
+        """Return the failure of all processes, or None."""
         try:
             if self._store.check([_FAILURE]):
                 return Failure(*json.loads(self._store.get(_FAILURE)))
@@ -149,10 +149,10 @@ class Peers:
         return None
 
     def _storeless(self) -> Failure:
-        """Return the failure of all where the store is gone; the lowest rank that is left on a machine says it."""
+        """Return the failure where the store is gone. The lowest rank that is left on a machine prints it."""
         ended = self._ended()
         speaks = all(other in ended for other in self._ends.values() if other < self.rank)
-        # torchrun and accelerate serve the store themselves.
+        # Under torchrun and accelerate, the launcher serves the store.
         by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         text = f"error: the launcher is gone: it was killed{self.advice}" if by_launcher else self._gone(0)
         return Failure(self.rank if speaks else -1, 1, text)
@@ -168,12 +168,12 @@ class Peers:
         return [self._ends[handle] for handle, _ in poll.poll(0)]
 
     def _publish(self, text: str, status: int) -> Failure:
-        """Write down a failure unless there is one already; return the one that counts."""
+        """Record a failure unless there is one already. Return the one that was first."""
         mine = json.dumps(Failure(self.rank, status, text))
         return Failure(*json.loads(self._store.compare_set(_FAILURE, "", mine)))
 
     def _agree_on_step(self) -> None:
-        """Say when this process can stop, once anybody has asked; find the step once all have said so."""
+        """Announce when this process can stop, once a signal is known. Find the step once all have announced theirs."""
         if not self._asked and self._store.check([_STOP]):
             with self._lock:
                 first, earliest = not self._asked, self._done + 1
@@ -186,7 +186,7 @@ class Peers:
             self._stop_known.set()
 
     def _await(self, key: str, of: set[int] | None = None) -> None:
-        """Wait until other processes, by default all, have set their `key`, or have ended; for a few seconds."""
+        """Wait a few seconds until other processes, by default all, have set their `key` or have ended."""
         deadline = time.monotonic() + _PATIENCE
         waiting = (set(range(self.world)) if of is None else of) - {self.rank}
         while waiting and time.monotonic() < deadline:
@@ -194,12 +194,12 @@ class Peers:
             time.sleep(0.02)
 
     def _end(self, failure: Failure) -> NoReturn:
-        """End this process with the status of all. The one that failed says why, and leaves when all know.
+        """End this process with the status of all. The one that failed prints the reason, and ends when all know it.
 
-        Otherwise the launcher would see it end, and end the others before they know. The first process, which may serve
-        the store, leaves last.
+        Otherwise the launcher would notice its end and kill the others before they know. Rank 0, which may serve the
+        store, ends last.
         """
-        self._ending.acquire()  # for good: the main thread and the watching one may both come here
+        self._ending.acquire()  # never released: the main thread and the watching thread may both arrive here
         self._left.set()
         with contextlib.suppress(RuntimeError):
             self._store.set(f"known/{self.rank}", "1")
@@ -219,7 +219,7 @@ class Peers:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        # Not sys.exit: another thread may wait for ever in a collective, and so would the end of the interpreter.
+        # Not sys.exit: another thread may hang in a collective, and the interpreter would wait for it.
         os._exit(failure.status)
 
 
@@ -227,27 +227,27 @@ _PEERS: list[Peers] = []
 
 
 def join(store: Any, rank: int, world: int, local: dict[int, int]) -> None:
-    """Watch the other processes from now on; see `Peers`."""
+    """Start watching the other processes; see `Peers`."""
     _PEERS.append(Peers(store, rank, world, local))
 
 
 def peers() -> Peers | None:
-    """Return the other processes; None where there are none, or they have not met yet."""
+    """Return the other processes, or None where there are none or they have not met yet."""
     return _PEERS[-1] if _PEERS else None
 
 
 def leave() -> None:
-    """Stop watching the other processes; every process calls it when all is done."""
+    """Stop watching the other processes. Every process calls this when all is done."""
     while _PEERS:
         _PEERS.pop().leave()
 
 
 def end_with_launcher(launched: bool) -> None:
-    """Have the kernel send SIGTERM to this process when the launcher that started it ends (Linux only).
+    """Make the kernel send SIGTERM to this process when the launcher that started it ends (Linux only).
 
     Args:
-        launched: whether a launcher is known to have started it; else its command line says so. A shell is none: what
-            it has started may outlive it.
+        launched: whether a launcher is known to have started this process. Otherwise the command line of the parent
+            decides, since a process that a shell has started may outlive the shell.
     """
     parent = os.getppid()
     with contextlib.suppress(OSError):
@@ -257,5 +257,5 @@ def end_with_launcher(launched: bool) -> None:
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # the launcher ended before the call
         signal.raise_signal(signal.SIGTERM)

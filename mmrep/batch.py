@@ -1,4 +1,4 @@
-"""The Batch contract: what a loader gives and a model takes."""
+"""The interface between loader and model: `Batch`, and the tokenizer that makes its token ids."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Pairs of one step (of one process). Images are uint8: normalisation happens on the device.
+    """The pairs of one step on one process. Images are uint8; normalisation happens on the device.
 
     Attributes:
         images: pixels.
-        tokens: token ids, cut to the longest caption of the batch where the tower allows it.
-        lengths: tokens of each text, start and end included.
-        ids: sample ids, stable over runs on the same shards.
-        groups: equal for pairs that match each other too (equal caption or equal label).
-        captions: which of a sample's captions was drawn.
-        kept: positions of the patches kept under patch dropout, ascending; None when all are.
+        tokens: token ids, cut to the longest caption of the batch where the text tower allows it.
+        lengths: number of tokens of each text, start and end included.
+        ids: sample ids, the same in all runs on the same shards.
+        groups: numbers that are equal for pairs with equal captions or equal labels.
+        captions: number of the caption that was drawn from the sample.
+        kept: positions of the kept patches under patch dropout, ascending; None when all are kept.
     """
 
     images: UInt8[Tensor, "batch 3 rows columns"]
@@ -29,21 +29,21 @@ class Batch(NamedTuple):
     kept: Int64[Tensor, "batch kept"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; copies from pinned memory do not block."""
+        """Return the batch on `device`. Copies from pinned memory do not block."""
         moved = [None if field is None else field.to(device, non_blocking=True) for field in self]
         return Batch(*moved)  # type: ignore[arg-type]  # only `kept` may be None
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns texts into token ids."""
+    """A tokenizer of a text tower."""
 
     context_length: int
 
     def batch(self, texts: list[str]) -> "tuple[Int64[Tensor, 'batch length'], Int64[Tensor, ' batch']]":
-        """Token ids, cut to the longest text where the text tower allows it, and the texts' lengths in tokens."""
+        """Return token ids, cut to the longest text where the text tower allows it, and the lengths of the texts."""
         ...
 
     def digest(self) -> str:
-        """Changes where any text would get other ids."""
+        """Return a digest that changes if any text gets other ids."""
         ...

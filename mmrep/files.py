@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all, and the lock on a folder that one process writes to."""
+"""Files and folders that are written as a whole or not at all, and the lock on a folder that a process writes to."""
 
 import contextlib
 import errno
@@ -31,19 +31,19 @@ class WriteError(MmrepError):
 
 
 class DamagedFile(MmrepError):
-    """A file that is not what it should be: empty, cut off, or with other content. Exit status 1."""
+    """A file is empty, truncated, or has other content than expected. Exit status 1."""
 
 
 @contextmanager
 def write_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
-    """Turn an error of writing into one line that names the file and what to do.
+    """Turn errors of writing within this context into one line that names the file and what to do.
 
     Args:
-        path: what is written.
-        also: exceptions besides OSError that a writer raises when it can't write.
+        path: the file or folder that is written.
+        also: exceptions besides OSError that a writer raises when it cannot write.
 
     Raises:
-        WriteError: the body could not write.
+        WriteError: the file could not be written.
     """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
@@ -60,10 +60,10 @@ def write_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a place to write to; the file gets its name once it is complete and on the disk.
+    """Yield a temporary path to write to. The file gets its name once it is complete and on the disk.
 
     Raises:
-        WriteError: it could not be written; an older file of that name stays.
+        WriteError: the file could not be written. An older file of that name stays.
     """
     part = path.with_name(f".writing-{path.name}-{uuid.uuid4().hex}")
     with write_errors(path):
@@ -80,14 +80,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, *also: type[Exception]) -> Iterator[Path]:
-    """Yield an empty folder to fill; it gets its name once all in it is complete and on the disk.
+    """Yield an empty temporary folder to fill. It gets its name once its files are complete and on the disk.
 
     Args:
-        path: the folder; one that is there already is replaced.
+        path: the folder. An existing one is replaced.
         also: see `write_errors`.
 
     Raises:
-        WriteError: it could not be written; an older folder of that name stays.
+        WriteError: the folder could not be written. An older folder of that name stays.
     """
     aside, old = (path.with_name(f".{what}-{path.name}") for what in ("writing", "old"))
     with write_errors(path, *also):
@@ -132,8 +132,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedFile: it is empty, cut off, or no JSON object.
+        FileNotFoundError: there is no such file.
+        DamagedFile: the file is empty, truncated, or no JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a file of JSON lines; what a crash has cut off or damaged is left out, with a warning."""
+    """Read the objects of a file of JSON lines. Damaged lines are left out with a warning."""
     found, damaged = [], 0
     try:
         lines = path.read_bytes().split(b"\n")
@@ -173,11 +173,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if it is missing.
 
-    The lock ends with the process that holds it; its children do not inherit it.
+    The operating system releases the lock when the process that holds it ends. Child processes do not inherit it.
 
     Raises:
-        ConfigError: another process holds the folder.
-        WriteError: nothing can be written there.
+        ConfigError: another process holds the lock.
+        WriteError: the folder cannot be written to.
     """
     place = folder / LOCK
     made = not folder.exists()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
 from mmrep.data.files import absolute, read_arrays, read_regular, regular_stat, write_arrays, write_cache
-from mmrep.data.img2dataset import check_against, stats_of
+from mmrep.data.img2dataset import stats_of
 from mmrep.data.indexing import load_index
 from mmrep.data.remote import is_remote, read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex
@@ -119,15 +119,8 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
             rows.append(row)
             if progress:
                 progress(len(rows), len(shards))
-    samples, sizes, digests, identities, listed = zip(*rows, strict=True)
-    catalog = Catalog(
-        addresses,
-        np.array(samples, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        np.array(digests),
-        np.array(identities, dtype=np.uint64),
-        np.array(listed, dtype=np.int64),
-    )
+    columns = zip(list(_TABLES.values())[1:], zip(*rows, strict=True), strict=True)
+    catalog = Catalog(addresses, *(np.array(column, dtype=dtype) for (_, dtype), column in columns))
     write_cache(_to_arrays(catalog) | {"stamps": stamps}, place)
     return catalog
 
@@ -137,9 +130,7 @@ def _row(shard: Shard, size: int) -> tuple[int, int, bytes, int, int]:
     if isinstance(shard, RemoteShard) and size >= 0:
         shard = replace(shard, size=size)
     index = load_index(shard)
-    stats = stats_of(shard) if isinstance(shard, Path) else None
-    if stats is not None:
-        check_against(len(index), stats)
+    stats = stats_of(shard, len(index)) if isinstance(shard, Path) else None
     listed = 0 if stats is None else stats.rows
     return len(index), index.stamp[0], index.digest.encode(), identity(index), listed
 

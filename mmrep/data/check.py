@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmrep.config.checks import ConfigError
 from mmrep.data.captions import class_label, kept_lines
 from mmrep.data.decode import MAX_PIXELS, decode_image, image_header, image_notes
-from mmrep.data.img2dataset import Accounting
+from mmrep.data.img2dataset import ShardStats, account, stats_of
 from mmrep.data.indexing import build_index, load_index, sidecar
 from mmrep.data.parallel import over
 from mmrep.data.paths import find_beside, read_lines
@@ -118,14 +118,14 @@ def check_shards(
         progress: called with (shards done, shards).
     """
     shards: list[ShardReport] = []
-    account = Accounting()
+    stats: list[ShardStats | None] = []
     for report in over(paths, partial(_check_shard, check or Check()), workers, progress):
         try:
-            account.add(report.path, report.samples)
+            stats.append(stats_of(report.path, report.samples))
         except DataError as error:
             report = report._replace(problems=[*report.problems, str(error)])
         shards.append(report)
-    return Report(shards, account.text())
+    return Report(shards, account(stats))
 
 
 def _check_shard(check: Check, path: Path) -> ShardReport:

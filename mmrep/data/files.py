@@ -39,6 +39,7 @@ def expand_braces(pattern: str, shown: str) -> list[str]:
     Raises:
         ConfigError: unbalanced braces, or more than two million names.
     """
+    # Not webdataset's `expand_urls`, which also reads the environment, and splits addresses of fsspec at `::`.
     # Ranges are checked first, because braceexpand makes a list of each.
     wide = any(len(end) > 12 or abs(int(end) - int(start)) > _MOST_NAMES for start, end in _RANGE.findall(pattern))
     try:
@@ -137,20 +138,14 @@ def read_arrays(data: bytes) -> dict[str, NDArray] | None:
 
 
 def read_array(data: bytes) -> NDArray:
-    """Return the array of an .npy file, taking no more memory than the file has bytes.
+    """Return the array of an .npy file.
 
     Raises:
-        one of ARRAY_ERRORS: the file is damaged, or holds objects.
+        one of ARRAY_ERRORS: the file is damaged, of another length than its header says, or holds objects.
     """
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
-    content = stream.read()
-    # Python's integers, because numpy's would overflow.
-    count = 1
-    for side in shape:
-        count *= int(side)
-    if dtype.hasobject or min(shape, default=0) < 0 or count * dtype.itemsize != len(content):
-        raise ValueError("an array of another size than its header says, or of objects")
-    return np.ndarray(shape, dtype, content, order="F" if fortran else "C").copy()
+    # Memory is reserved for the shape in the header, but used only as far as the file has bytes.
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if stream.read(1):
+        raise ValueError("more bytes than its header says")
+    return array

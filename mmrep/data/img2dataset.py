@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,16 @@ class ShardStats(NamedTuple):
     failed: dict[str, int]
 
 
-def stats_of(shard: Path) -> ShardStats | None:
+def stats_of(shard: Path, samples: int) -> ShardStats | None:
     """Return the statistics beside a shard (`00000_stats.json` of `00000.tar`); None if there are none.
 
+    Args:
+        shard: the shard.
+        samples: number of samples that it holds.
+
     Raises:
-        DataError: the file can't be read, is not one of img2dataset's, or its numbers contradict each other.
+        DataError: the file can't be read, is not one of img2dataset's, its numbers contradict each other, or another
+            number of samples was downloaded into the shard.
     """
     path = shard.with_name(f"{shard.stem}_stats.json")
     try:
@@ -51,6 +57,12 @@ def stats_of(shard: Path) -> ShardStats | None:
     # The sum may be smaller: a row that makes img2dataset itself fail counts as neither.
     if successes + lost + shrunk > rows:
         raise DataError(f"{path}: {rows} rows, but {successes} + {lost} + {shrunk} succeeded or failed; remove it")
+    if samples != successes:
+        change = "samples were lost" if samples < successes else "samples were added"
+        raise DataError(
+            f"{path}: {successes:,} samples were downloaded, but the shard holds {samples:,}: {change}"
+            " since; download the shard again, or remove this file if the change was meant"
+        )
     return ShardStats(path, rows, successes, _reasons(stats, path, rows - successes))
 
 
@@ -76,42 +88,19 @@ def _reasons(stats: dict[str, object], path: Path, missing: int) -> dict[str, in
     return failed | ({"other": other} if other > 0 else {})
 
 
-def check_against(samples: int, stats: ShardStats) -> None:
-    """Raise DataError unless a shard holds as many samples as were downloaded into it."""
-    if samples != stats.successes:
-        change = "samples were lost" if samples < stats.successes else "samples were added"
-        raise DataError(
-            f"{stats.path}: {stats.successes:,} samples were downloaded, but the shard holds {samples:,}: {change}"
-            " since; download the shard again, or remove this file if the change was meant"
-        )
-
-
-class Accounting:
-    """Sums of the statistics of several shards."""
-
-    def __init__(self) -> None:
-        self.shards = self.without = self.rows = self.successes = 0
-        self.failed: Counter[str] = Counter()
-
-    def add(self, shard: Path, samples: int) -> None:
-        """Add a shard; see `stats_of` and `check_against` for the errors."""
-        self.shards += 1
-        stats = stats_of(shard)
-        if stats is None:
-            self.without += 1
-            return
-        check_against(samples, stats)
-        self.rows += stats.rows
-        self.successes += stats.successes
-        self.failed.update(stats.failed)
-
-    def text(self) -> str | None:
-        """Return the sums in one line; None if no shard has statistics."""
-        if self.without == self.shards:
-            return None
-        line = f"{self.successes:,} of {self.rows:,} rows were downloaded"
-        if missing := self.rows - self.successes:
-            shown = [f"{reason} {100 * n / self.rows:.1f}%" for reason, n in self.failed.most_common(_REASONS_SHOWN)]
-            shown += ["…"] if len(self.failed) > _REASONS_SHOWN else []
-            line += f" ({100 * missing / self.rows:.1f}% missing: {', '.join(shown)})"
-        return line + (f"; {self.without:,} of {self.shards:,} shards have no statistics" if self.without else "")
+def account(stats: Sequence[ShardStats | None]) -> str | None:
+    """Return the sums over shards in one line; None if no shard has statistics."""
+    known = [each for each in stats if each is not None]
+    if not known:
+        return None
+    rows, successes = sum(each.rows for each in known), sum(each.successes for each in known)
+    failed: Counter[str] = Counter()
+    for each in known:
+        failed.update(each.failed)
+    line = f"{successes:,} of {rows:,} rows were downloaded"
+    if missing := rows - successes:
+        shown = [f"{reason} {100 * n / rows:.1f}%" for reason, n in failed.most_common(_REASONS_SHOWN)]
+        shown += ["…"] if len(failed) > _REASONS_SHOWN else []
+        line += f" ({100 * missing / rows:.1f}% missing: {', '.join(shown)})"
+    without = len(stats) - len(known)
+    return line + (f"; {without:,} of {len(stats):,} shards have no statistics" if without else "")

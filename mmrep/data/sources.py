@@ -28,6 +28,7 @@ LOG = logging.getLogger("mmrep")
 _INDEX_BYTES = 96 << 20
 """Bytes of memory for the open indexes of each group of sources. Those of a block of a million samples take 69 MB."""
 _VALIDATION_SHARDS = 64
+_MOST_FAILURES = 1000
 
 
 class Sample(NamedTuple):
@@ -368,6 +369,8 @@ def check_contrast(sources: Sources) -> None:
         try:
             found |= sample.captioner.groups_of(sample.shard, sample.row)
         except DataError:
+            if not found and number == _MOST_FAILURES:
+                return  # such as a wrong kind of caption, which the loader reports
             continue  # the loader reports it, or replaces the sample
         if len(found) > 1:
             return

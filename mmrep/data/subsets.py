@@ -142,9 +142,8 @@ class Selection:
         state.update(np.ascontiguousarray(uids).view(np.uint8).data)
         state.update(shards.tobytes() + repr(fraction).encode())
         digest = state.hexdigest()
-        folder = cache_root() / "selections"
-        rows, ends = folder / f"{digest}.rows.npy", folder / f"{digest}.counts.npy"
-        known = _known(rows, ends, len(shards))
+        place = cache_root() / "selections" / f"{digest}.npy"
+        known = _known(place, len(shards))
         if known is None:
             found = []
             for shard in range(len(shards)):
@@ -153,27 +152,25 @@ class Selection:
                 found.append(rows_kept.astype(np.int32))
                 if progress:
                     progress(shard + 1, len(shards))
-            _save(np.concatenate(found), rows)
-            _save(np.array([len(kept) for kept in found], dtype=np.int64), ends)
-            known = _known(rows, ends, len(shards))
+            _save(np.concatenate([np.array([len(kept) for kept in found], np.int32), *found]), place)
+            known = _known(place, len(shards))
             if known is None:
-                raise ConfigError(f"{rows}: not what was written there just now; MMREP_CACHE moves the cache")
+                raise ConfigError(f"{place}: not what was written there just now; MMREP_CACHE moves the cache")
         counts, all_rows = known
         if not counts.sum():
             raise ConfigError(f"subset {subset}: none of its {len(uids)} uids is in the shards")
         return cls(counts, digest, all_rows)
 
 
-def _known(rows: Path, ends: Path, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-    """Return counts and rows from the cache; None if there are none, or damaged ones."""
+def _known(place: Path, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """Return counts and rows from the cache, where the counts come first; None if they are missing or damaged."""
     try:
-        counts = np.load(ends, allow_pickle=False)
-        found = np.load(rows, mmap_mode="r", allow_pickle=False) if counts.sum() else np.empty(0, np.int32)
-        fits = counts.shape == (shards,) and counts.dtype == np.int64 and (counts >= 0).all()
-        fits = fits and found.shape == (counts.sum(),) and found.dtype == np.int32
+        table = np.load(place, mmap_mode="r", allow_pickle=False)
+        counts, rows = table[:shards].astype(np.int64), table[shards:]
+        fits = table.dtype == np.int32 and table.ndim == 1 and (counts >= 0).all() and len(rows) == counts.sum()
     except ARRAY_ERRORS:
         return None
-    return (counts, found) if fits else None
+    return (counts, rows) if fits and len(counts) == shards else None
 
 
 def _save(array: NDArray, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Contrastive losses, and token distillation beside them."""
+"""Contrastive losses and token distillation."""
 
 from mmrep.loss.contrastive import contrastive_loss
 from mmrep.loss.distill import distillation_loss, total_loss

@@ -1,4 +1,4 @@
-"""Contrastive losses over image and text embeddings: InfoNCE and sigmoid, with group masks, over all processes."""
+"""Contrastive losses over the pairs of all processes: InfoNCE and sigmoid, with group masks."""
 
 import typing
 
@@ -25,25 +25,26 @@ def contrastive_loss(
     logit_bias: Float[Tensor, "1"] | Float[Tensor, ""] | float | None = None,
     duplicates: Duplicates = "mask",
 ) -> Float[Tensor, ""]:
-    """The contrastive loss of this process's pairs against the pairs of all processes.
+    """Return the contrastive loss of this process's pairs against the pairs of all processes.
 
     `infonce` (CLIP; Radford et al., arXiv 2103.00020): cross-entropy over scale·⟨image, text⟩, mean of both directions.
     `sigmoid` (SigLIP; Zhai et al., arXiv 2303.15343): −log σ(z·(scale·⟨image, text⟩ + bias)), z = ±1, summed over
     the texts and averaged over the images.
-    The mean over processes is the loss of the global batch; gradients averaged by DDP are its gradients.
+    The mean over processes is the loss of the global batch, and gradients averaged by DDP are its gradients.
 
     Args:
         image: embeddings of unit length.
         text: embeddings of unit length; row i matches row i of `image`.
         logit_scale: the temperature factor.
         kind: `infonce` or `sigmoid`.
-        groups: equal for pairs that match each other too; None: only the diagonal matches.
-        tile: not available yet; None.
-        logit_bias: of the sigmoid loss.
-        duplicates: pairs of one group off the diagonal: left out (`mask`), matches (`positive`), or not (`negative`).
+        groups: numbers that are equal for pairs of one caption or class; None means that only the diagonal matches.
+        tile: must be None; the tiled loss is not available yet.
+        logit_bias: bias of the sigmoid loss.
+        duplicates: treatment of pairs of one group off the diagonal: `mask` leaves them out, `positive` counts them as
+            matches, `negative` does not.
 
     Raises:
-        ValueError: shapes that differ, an unknown kind, a missing or needless bias.
+        ValueError: shapes differ, the kind is unknown, or the bias is missing or not needed.
     """
     one_of("loss kind", kind, typing.get_args(Kind))
     one_of("duplicates", duplicates, ("mask", "positive", "negative"))
@@ -70,7 +71,16 @@ def contrastive_loss(
 def relations(
     groups: Tensor | None, duplicates: str, first: int, local: int, total: int, device: torch.device
 ) -> tuple[Bool[Tensor, "local global"], Bool[Tensor, "local global"] | None]:
-    """Which pairs match, and which are left out (None: none)."""
+    """Return which pairs match, and which are left out, or None where none are.
+
+    Args:
+        groups: groups of this process's pairs.
+        duplicates: see `contrastive_loss`.
+        first: column of this process's first pair among those of all processes.
+        local: number of this process's pairs.
+        total: number of pairs of all processes.
+        device: device of the masks.
+    """
     rows = torch.arange(local, device=device)
     diagonal = torch.zeros(local, total, dtype=torch.bool, device=device)
     diagonal[rows, first + rows] = True
@@ -81,7 +91,7 @@ def relations(
 
 
 def _infonce(logits: Logits, matches: Tensor, ignored: Tensor | None) -> Float[Tensor, ""]:
-    """Cross-entropy against the matches, each row's mass spread evenly over its matches."""
+    """Return the cross-entropy against the matches. A row with several matches has equal weight on each."""
     if ignored is not None:
         logits = logits.masked_fill(ignored, float("-inf"))
     log_prob = F.log_softmax(logits, dim=1)

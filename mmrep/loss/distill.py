@@ -1,4 +1,4 @@
-"""Token distillation: a head's auxiliary embedding learns from its embedding, beside the contrastive loss."""
+"""The training loss: contrastive loss plus token distillation, by which auxiliary embeddings learn."""
 
 import typing
 
@@ -24,18 +24,18 @@ def total_loss(
     groups: Int64[Tensor, " local"] | None = None,
     duplicates: Duplicates = "mask",
 ) -> Float[Tensor, ""]:
-    """What training minimises: (1 − λ)·contrastive + λτ²·distillation, or the contrastive loss alone for heads without
+    """Return the training loss: (1 − λ)·contrastive + λτ²·distillation, or the contrastive loss alone for heads without
     auxiliary embeddings.
 
     Args:
-        image: embeddings of unit length; the teacher.
-        text: embeddings of unit length.
+        image: image embeddings of unit length, the teacher.
+        text: text embeddings of unit length.
         logit_scale: the temperature factor.
         auxiliary: further image embeddings of unit length, each a student; their losses are averaged.
         config: kind, λ (`distill_weight`), τ (`distill_temperature`), `detach_teacher`.
-        logit_bias: of the sigmoid loss.
+        logit_bias: bias of the sigmoid loss.
         groups: see `contrastive_loss`.
-        duplicates: see `contrastive_loss`; goes before `config.duplicates`, where `auto` is resolved.
+        duplicates: see `contrastive_loss`. It replaces `config.duplicates`, which may be `auto`.
 
     Raises:
         ValueError: see `contrastive_loss` and `distillation_loss`.
@@ -69,13 +69,13 @@ def distillation_loss(
     groups: Int64[Tensor, " local"] | None = None,
     duplicates: Duplicates = "mask",
 ) -> Float[Tensor, ""]:
-    """KL(teacher ‖ student) of what the two say about the pairs of all processes (MMCAP's token distillation, with the
-    classes replaced by the other modality's embeddings).
+    """Return KL(teacher ‖ student) over the pairs of all processes, without the factors λ and τ².
 
-    `infonce`: of the softmax of each row of logits / τ, averaged over rows and over both retrieval directions.
-    `sigmoid`: of each pair's match, a Bernoulli variable with logit (scale·⟨image, text⟩ + bias) / τ, summed over the
-    texts and averaged over the images, as the sigmoid loss is; a pair is the same in both directions.
-    The mean over processes is the loss of the global batch, as with `contrastive_loss`. Without λ and τ².
+    This is MMCAP's token distillation with the classes replaced by the embeddings of the other modality.
+    `infonce` compares the softmax of each row of logits / τ, averaged over rows and over both retrieval directions.
+    `sigmoid` compares each pair's match, a Bernoulli variable with logit (scale·⟨image, text⟩ + bias) / τ, summed over
+    the texts and averaged over the images, as in the sigmoid loss. A pair is the same in both directions.
+    The mean over processes is the loss of the global batch, as with `contrastive_loss`.
 
     Args:
         teacher: image embeddings of unit length.
@@ -84,14 +84,14 @@ def distillation_loss(
         logit_scale: the temperature factor.
         kind: `infonce` or `sigmoid`.
         temperature: τ, which softens both distributions.
-        detach_teacher: whether the teacher's logits are constants: no gradient through them, to the text embeddings
-            and the temperature factor included.
-        logit_bias: of the sigmoid loss.
-        groups: equal for pairs that match each other too.
+        detach_teacher: whether the teacher's logits are constants. No gradient passes through them then, neither to
+            the text embeddings nor to the temperature factor.
+        logit_bias: bias of the sigmoid loss.
+        groups: numbers that are equal for pairs of one caption or class.
         duplicates: with `mask`, pairs of one group off the diagonal are left out of both distributions.
 
     Raises:
-        ValueError: shapes that differ, an unknown kind, a missing or needless bias, a temperature ≤ 0.
+        ValueError: shapes differ, the kind is unknown, the bias is missing or not needed, or the temperature is ≤ 0.
     """
     one_of("loss kind", kind, typing.get_args(Kind))
     one_of("duplicates", duplicates, ("mask", "positive", "negative"))
@@ -122,17 +122,17 @@ def distillation_loss(
 
 
 def _softmax_kl(taught: Logits, learned: Logits, ignored: Tensor | None) -> Float[Tensor, ""]:
-    """Mean over rows of Σ p·log(p/q), p and q the softmax of a row without the pairs left out."""
+    """Return the mean over rows of Σ p·log(p/q), where p and q are the softmax of a row without the pairs left out."""
     if ignored is not None:
         taught, learned = (x.masked_fill(ignored, float("-inf")) for x in (taught, learned))
     log_p, log_q = F.log_softmax(taught, dim=1), F.log_softmax(learned, dim=1)
-    # -inf − -inf, where a pair is left out.
+    # Where a pair is left out, the difference is -inf − -inf, which is not a number.
     ratio = log_p - log_q if ignored is None else (log_p - log_q).masked_fill(ignored, 0)
     return (log_p.exp() * ratio).sum(1).mean()
 
 
 def _bernoulli_kl(taught: Logits, learned: Logits, ignored: Tensor | None) -> Float[Tensor, ""]:
-    """Mean over rows of the sum of p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)), p and q the sigmoids."""
+    """Return the mean over rows of Σ p·log(p/q) + (1 − p)·log((1 − p)/(1 − q)), where p and q are sigmoids."""
     yes = taught.sigmoid() * (F.logsigmoid(taught) - F.logsigmoid(learned))
     no = (-taught).sigmoid() * (F.logsigmoid(-taught) - F.logsigmoid(-learned))
     kl = yes + no if ignored is None else (yes + no).masked_fill(ignored, 0)

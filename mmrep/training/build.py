@@ -1,4 +1,4 @@
-"""Everything a run needs, built and checked before the loop starts."""
+"""Building a run: all that the loop needs is built and checked before it starts."""
 
 import dataclasses
 import hashlib
@@ -44,21 +44,21 @@ LOG = logging.getLogger("mmrep")
 
 @dataclass
 class Run:
-    """A run, ready to train.
+    """A run that is ready to train.
 
     Attributes:
         config: the whole config.
-        folder: where the run is written.
+        folder: folder of the run.
         accelerator: device and processes.
         model: the dual encoder.
-        wrapped: the same, as DDP wraps it.
+        wrapped: the dual encoder as DDP wraps it.
         optimizer: AdamW.
         steps: the batches, by step.
         validation: the held-out samples.
-        tests: the sets evaluated at the end.
-        first_step: steps done before this start.
-        seen: checksum of all batches before this start, and of this process's own since.
-        watch: what the data did.
+        tests: the sets to evaluate on at the end.
+        first_step: number of steps done before this start.
+        seen: checksum of all batches before this start, and of this process's own batches since.
+        watch: counts of bad samples and waiting times.
         tracker: metrics and progress.
     """
 
@@ -78,11 +78,11 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """This process's device."""
+        """The device of this process."""
         return self.accelerator.device
 
     def batches(self) -> Iterator[Loaded]:
-        """The batches from `first_step` on."""
+        """Yield the batches from `first_step` on."""
         pin = self.device.type == "cuda"
         workers, prefetch = loader_workers(self.config), self.config.data.prefetch
         ahead = Ahead(self.steps) if self.accelerator.is_local_main_process else None
@@ -98,7 +98,7 @@ class Run:
                 ahead.close()
 
     def loss(self, output: Embeddings, batch: Batch) -> Tensor:
-        """The loss of this process's pairs against all."""
+        """Return the loss of this process's pairs against the pairs of all processes."""
         config = self.config.loss
         return total_loss(
             output.image,
@@ -112,15 +112,15 @@ class Run:
         )
 
     def checksum(self) -> int:
-        """Of every batch so far, whatever the number of processes."""
+        """Return the checksum of all batches so far. It does not depend on the number of processes."""
         return wrap(self.seen[0] + distributed.sum_over_processes(wrap(self.seen[1]), self.device))
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps.
 
         Raises:
-            Diverged: the model or the optimiser's state is not finite any more.
-            CheckpointError: it can't be written.
+            Diverged: the model or the optimiser's state is no longer finite.
+            CheckpointError: the checkpoint cannot be written.
         """
         state = {"data": data_state(self.steps), "samples_seen": step * self.steps.plan.global_batch}
         state |= {"checksum": self.checksum(), "bad_samples": self.watch.counts()}
@@ -136,29 +136,29 @@ class Run:
         distributed.barrier()
 
     def diverged(self, what: str) -> Diverged:
-        """Return the error that says what is not finite any more, what helps, and where to go on."""
+        """Return the error that says what is no longer finite, what helps, and where to go on."""
         newest = find_checkpoint(self.folder, LOG.warning)
         kept = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint yet"
         return Diverged(f"{what}: lower optim.lr, set optim.clip_norm 1, or lengthen optim.warmup; {kept}")
 
 
 def resolve_duplicates(duplicates: Duplicates, captions: list[str]) -> Duplicates:
-    """`auto` masks where any source takes captions from classes."""
+    """Return what `auto` means: mask where any source takes captions from classes."""
     if duplicates != "auto":
         return duplicates
     return "mask" if "cls" in captions else "negative"
 
 
 def build_run(config: TrainConfig, label: str = "train") -> Run:
-    """Builds data, model and optimiser; resumes if asked to.
+    """Build data, model and optimiser, and resume if the config asks for it.
 
     Args:
         config: the whole config.
-        label: shown with progress.
+        label: text before the progress bar.
 
     Raises:
-        ConfigError: what does not fit together; a checkpoint of other data.
-        DataError: a damaged shard.
+        ConfigError: parts of the config do not fit together, or a checkpoint has other data.
+        DataError: a shard is damaged.
     """
     config = with_precision(config, distributed.start())
     distributed.check_precision(config.training.resolved())
@@ -172,7 +172,7 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
         raise ConfigError(f"accelerate's {kind} is not supported yet: use a config of launch/ (one process a GPU, DDP)")
     local = config.training.local_batch(accelerator.num_processes)
     folder = Path(config.output_dir)
-    with accelerator.local_main_process_first():  # the others of the host find the indexes in the cache
+    with accelerator.local_main_process_first():  # the other processes of the host then find the indexes in the cache
         sources = Sources(config.data, index_progress())
     tests = [open_set(each) for each in config.evaluation.sets]
     model = build_model(config.model, config.seed, sigmoid=config.loss.kind == "sigmoid")
@@ -193,14 +193,14 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     state = resume(config, folder, model, optimizer, steps)
     first = int(state.get("step", 0))
     distributed.begin(first)
-    distributed.barrier()  # all have read what is set aside now
+    distributed.barrier()  # every process has read its checkpoint before it may be moved
     if accelerator.is_main_process:
         log_downloads(sources)
         set_later_aside(config, first)
         describe_run(config, folder, initial)
         with write_errors(folder / INVENTORY):
             write_inventory(sources, folder / INVENTORY)
-    distributed.barrier()  # the folder is there
+    distributed.barrier()  # every process finds the folder
     if config.training.compile:
         model.compile()
     if accelerator.is_main_process:
@@ -261,7 +261,7 @@ def describe_run(config: TrainConfig, folder: Path, initial: dict[str, str]) -> 
 
 
 def parameter_digests(model: nn.Module) -> dict[str, str]:
-    """Shape and a digest of the values of every parameter."""
+    """Return the shape and a digest of the values of every parameter."""
     digests = {}
     for name, parameter in model.named_parameters():
         values = parameter.detach().cpu().contiguous().numpy().tobytes()

@@ -1,11 +1,11 @@
-"""Checkpoints: safetensors and JSON with a manifest, written aside, verified, then renamed; one time line a run."""
+"""Checkpoints: safetensors and JSON with a manifest. They are written aside, verified, then renamed."""
 
 import hashlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from mmrep.config.checks import ConfigError, MmrepError
 from mmrep.files import DamagedFile, WriteError, read_json, whole_folder, write_errors
@@ -21,7 +26,7 @@ LOG = logging.getLogger("mmrep")
 
 MANIFEST, STATE, OPTIMIZER, WEIGHTS = "manifest.json", "state.json", "optimizer.safetensors", "model.safetensors"
 SET_ASIDE = "set_aside"
-_SEPARATOR = "::"
+_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 class CheckpointError(WriteError):
@@ -29,18 +34,18 @@ class CheckpointError(WriteError):
 
 
 class Diverged(MmrepError):
-    """A loss, weight or optimiser state is not finite any more. Exit status 1."""
+    """A loss, weight or optimiser state is no longer finite. Exit status 1."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds besides weights."""
+    """The content of a checkpoint besides weights."""
 
     folder: Path
     state: dict[str, Any]
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Return where the checkpoint after `step` steps lies."""
+    """Return the folder of the checkpoint after `step` steps."""
     return run / "checkpoints" / f"step_{step:08d}"
 
 
@@ -53,29 +58,29 @@ def save_checkpoint(
     keep: int,
     describe: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a checkpoint; only then remove the oldest past `keep`.
+    """Write a checkpoint. Only then remove the oldest ones beyond `keep`.
 
     Args:
-        run: the run's folder.
-        step: steps done.
-        model: its parameters and buffers are kept.
-        optimizer: its state is kept by parameter name.
-        state: what else is needed to continue (JSON).
-        keep: how many checkpoints stay, by the order in which they were written.
-        describe: writes further files (config.json) into the folder.
+        run: folder of the run.
+        step: number of steps done.
+        model: module whose parameters and buffers are saved.
+        optimizer: optimiser whose state is saved by parameter name.
+        state: further content (JSON).
+        keep: number of checkpoints that stay, the last ones written.
+        describe: function that writes further files (config.json) into the folder.
 
     Raises:
-        Diverged: a weight or optimiser state is not finite; nothing is written or removed.
-        CheckpointError: the disk is full or not writable, or what was written reads back differently; older
+        Diverged: a weight or optimiser state is not finite. Nothing is written or removed.
+        CheckpointError: the disk is full or not writable, or what was written reads back differently. Older
             checkpoints stay.
     """
     place = step_folder(run, step)
-    tensors = {WEIGHTS: model.state_dict(), OPTIMIZER: dict(_optimizer_tensors(model, optimizer))}
+    tensors = {WEIGHTS: model.state_dict(), OPTIMIZER: _optimizer_tensors(model, optimizer)}
     for file, values in tensors.items():
         broken = next((name for name, value in values.items() if not value.isfinite().all()), None)
         if broken:
             what = "the weights" if file == WEIGHTS else "the optimiser's state"
-            raise Diverged(f"{what} of {broken.replace(_SEPARATOR, ' ')} are not finite after step {step}")
+            raise Diverged(f"{what} of {broken.removeprefix('state.')} are not finite after step {step}")
     written = 1 + max((_written(each) for each in list_checkpoints(run)), default=0)
     try:
         with whole_folder(place, SafetensorError) as aside:
@@ -99,7 +104,7 @@ def save_checkpoint(
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, the one written last at the end. Folders with other names are the user's."""
+    """Return the checkpoints of a run in the order of writing. Folders with other names belong to the user."""
     found = [
         place
         for place in (run / "checkpoints").glob("step_*")
@@ -114,7 +119,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _written(checkpoint: Path) -> int:
-    """Return the place of a checkpoint in the order of writing; 0 where it is not known."""
+    """Return the position of a checkpoint in the order of writing, or 0 where it is unknown."""
     try:
         return int(read_json(checkpoint / MANIFEST).get("written", 0))
     except (OSError, ValueError, TypeError):
@@ -122,7 +127,7 @@ def _written(checkpoint: Path) -> int:
 
 
 def find_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that is whole; damaged ones are passed over, each with a warning."""
+    """Return the newest whole checkpoint. Damaged ones are passed over, each with a warning."""
     for folder in reversed(list_checkpoints(run)):
         problem = find_damage(folder)
         if not problem:
@@ -132,15 +137,15 @@ def find_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def set_aside(run: Path, step: int, finished: list[str]) -> Path | None:
-    """Move what a run has written after `step` into a folder of its own, since training goes another way from there.
+    """Move what a run has written after `step` into a folder of its own, before training goes on from there.
 
     Args:
-        run: the run's folder.
-        step: the step from which it goes on.
-        finished: files and folders of the run that belong to its end; they go along with the checkpoints.
+        run: folder of the run.
+        step: the step that training goes on from.
+        finished: files and folders of a finished run, which are moved too.
 
     Returns:
-        The folder; None where there was nothing to move.
+        The new folder, or None where there was nothing to move.
     """
     later = [place for place in list_checkpoints(run) if step_of(place) > step]
     later += [run / name for name in finished if (run / name).exists()]
@@ -158,7 +163,7 @@ def set_aside(run: Path, step: int, finished: list[str]) -> Path | None:
 
 
 def find_damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint by its manifest; empty if nothing."""
+    """Return what is wrong with a checkpoint according to its manifest, or an empty text."""
     try:
         files = dict(read_json(folder / MANIFEST)["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,7 +177,7 @@ def find_damage(folder: Path) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds besides weights.
+    """Return the content of a checkpoint besides weights.
 
     Raises:
         ConfigError: the checkpoint is damaged.
@@ -187,10 +192,10 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Restored:
-    """Load weights and optimiser state.
+    """Load a checkpoint's weights and optimiser state into a model and its optimiser.
 
     Raises:
-        ConfigError: the checkpoint is damaged, or of another model.
+        ConfigError: the checkpoint is damaged, or belongs to another model.
     """
     state = read_state(folder)
     try:
@@ -201,24 +206,24 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return Restored(folder, state)
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, entries in optimizer.state.items():
-        for key, value in entries.items():
-            yield f"{names[id(parameter)]}{_SEPARATOR}{key}", value
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as `state.PARAMETER.ENTRY`, as torch names it."""
+    state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
+    return {name: value for name, value in state.items() if name.startswith("state.")}  # type: ignore[misc]  # tensors
 
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, _, entry = key.partition(_SEPARATOR)
-        parameter = parameters[name]
-        # Fused AdamW reads moments as if they had the parameter's shape, whatever they have.
-        expected = torch.Size() if entry == "step" else parameter.shape
-        if value.shape != expected:
-            raise ValueError(f"optimiser state {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
-        # Fused AdamW keeps its step counter in fp32 on the parameter's device, like the moments.
-        optimizer.state[parameter][entry] = value.to(parameter.device)
+    optimizer.zero_grad()  # torch initialises the state of an optimiser only where there are no gradients
+    own: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
+    expected = {name: value.shape for name, value in own.items() if isinstance(value, Tensor)}
+    if tensors.keys() != expected.keys():
+        raise KeyError(f"optimiser state of {next(iter(tensors.keys() ^ expected.keys()))}")
+    for name, value in tensors.items():
+        # Fused AdamW reads moments as if they had the parameter's shape, whatever shape they have.
+        if value.shape != expected[name]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name])}")
+    own.update(tensors)
+    set_optimizer_state_dict(model, optimizer, own, options=_BY_NAME)
 
 
 def _fingerprint(path: Path) -> list[Any]:

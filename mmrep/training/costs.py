@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, inference speed, peak memory."""
+"""Costs of a model: parameters, multiply-adds, inference speed, peak memory."""
 
 import resource
 import sys
@@ -11,20 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmrep.model.dual_encoder import DualEncoder
 
 SECONDS = 0.5
-"""How long the inference speed is measured."""
+"""Seconds that the inference speed is measured for."""
 
 
 def count_parameters(model: DualEncoder) -> int:
-    """Parameters of the whole model, trained or not."""
+    """Return the number of parameters of the whole model, trained or not."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def image_gmacs(model: DualEncoder) -> float:
-    """Multiply-adds of the image tower for one image, in 10^9: matrix products, convolutions and attention."""
+    """Return the multiply-adds of the image tower for one image, in 10^9: matrix products, convolutions, attention."""
     image = torch.zeros((1, 3, *model.image.size), dtype=torch.uint8, device=model.device)
     training = model.training
     model.eval()
-    # Not in inference mode: the counter hooks the graph of parameters that are a module's input, as learned queries.
+    # Not in inference mode, because the counter hooks the graph of parameters that are inputs, as learned queries are.
     with FlopCounterMode(display=False) as counter:
         model.encode_image(image)
     model.train(training)
@@ -50,7 +50,7 @@ def images_per_second(model: DualEncoder, batch: int) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new measurement of `peak_memory_mb` (on CPUs where the kernel lets us: Linux)."""
+    """Start a new measurement of `peak_memory_mb`. On CPUs only Linux supports this."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -61,7 +61,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak since the last reset, in MB (10^6 bytes): allocated on the GPU, or resident in this process on CPUs."""
+    """Return the peak memory since the last reset in MB (10^6 bytes): allocated on a GPU, or resident on CPUs."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:

@@ -1,4 +1,4 @@
-"""A run's data: which batches a process loads, and what is said of them at the start."""
+"""The data of a run: the batches of a process, image sizes, messages at the start."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ LOG = logging.getLogger("mmrep")
 
 
 def loader_workers(config: TrainConfig) -> int:
-    """Loader processes of this process."""
+    """Return the number of loader processes of this process."""
     workers = config.data.workers
     return default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if workers is None else workers
 
 
 def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accelerator: Accelerator) -> Steps:
-    """This process's batches."""
+    """Return the batches of this process."""
     plan = Plan(config.seed, config.training.global_batch, config.training.steps, stages(config, model))
     with accelerator.local_main_process_first():
         decoded = keep_decoded(sources, config.data)
@@ -34,10 +34,10 @@ def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accel
 
 
 def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
-    """The image size of every step.
+    """Return the image size of every step.
 
     Raises:
-        ConfigError: a size that the trunk does not take, or a last one that is not the model's.
+        ConfigError: the trunk does not take a size, or the last one is not the model's.
     """
     found = []
     for first, size in sorted((config.data.sizes or {0: 0}).items()):
@@ -59,7 +59,7 @@ def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
 
 
 def log_downloads(sources: Sources) -> None:
-    """Says how much of img2dataset's lists was there to be downloaded, where it left an account."""
+    """Log the share of img2dataset's lists that was downloaded, where its statistics are there."""
     catalog = sources.catalog
     accounted = catalog.listed > 0
     if accounted.any():
@@ -68,7 +68,7 @@ def log_downloads(sources: Sources) -> None:
 
 
 def index_progress() -> Callable[[int, int], None]:
-    """Says now and then how many shards are indexed, so that a long start does not look stuck."""
+    """Return a function that logs from time to time how many shards are indexed."""
     last = time.monotonic()
 
     def say(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What a folder holds, and which verb may write to it; checked before torch is imported."""
+"""Output folders: what they hold, and which verb may write to them. This needs no torch."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ _KINDS = (
 
 
 def kind_of(folder: Path) -> str:
-    """Return what mmrep has written into a folder: `a study`, `a run`, `an evaluation`, `a sweep`, or nothing."""
+    """Return what mmrep has written into a folder: `a study`, `a run`, `an evaluation`, `a sweep`, or an empty text."""
     return next((kind for kind, names in _KINDS if any((folder / name).exists() for name in names)), "")
 
 
 def check_kind(option: str, folder: Path, kind: str) -> None:
-    """Refuse a folder in which another verb keeps its results.
+    """Raise ConfigError for a folder in which another verb keeps its results.
 
     Args:
         option: the option that names the folder.
-        folder: where something is to be written.
+        folder: the output folder.
         kind: what is to be written there; see `kind_of`.
 
     Raises:
@@ -46,11 +46,11 @@ def check_kind(option: str, folder: Path, kind: str) -> None:
 
 
 def check_output(config: TrainConfig) -> None:
-    """Refuse a folder whose content a run would overwrite.
+    """Check that a run does not overwrite what its folder holds.
 
     Raises:
-        ConfigError: the folder holds a run that is not to be continued, or something else; the checkpoint named does
-            not exist.
+        ConfigError: the folder holds a run that is not to be continued, or something else; the checkpoint in `resume`
+            does not exist.
     """
     folder = Path(config.output_dir)
     check_kind("output_dir", folder, "a run")
@@ -74,13 +74,13 @@ def check_output(config: TrainConfig) -> None:
 
 
 def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: Sequence[SetConfig]) -> None:
-    """Refuse to overwrite an evaluation with one that would not contain its results again.
+    """Check that an evaluation contains all results that it would overwrite.
 
     Args:
         option: the option that names the file or its folder.
-        place: the results' JSON file.
-        models: their sources by name.
-        sets: what they are to be evaluated on.
+        place: JSON file of the results.
+        models: sources of the models, by name.
+        sets: sets to evaluate on.
 
     Raises:
         ConfigError: another verb writes to the folder, or the file holds a model, set or task that is not asked for.
@@ -110,10 +110,10 @@ def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: 
 
 
 def read_config(place: Path) -> dict[str, Any]:
-    """Return the content of a run's or study's YAML file; empty, with a warning, where it is damaged.
+    """Return the content of a run's or study's YAML file, or an empty one with a warning where it is damaged.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     import yaml
 
@@ -131,8 +131,8 @@ def read_results(place: Path) -> dict[str, Any]:
     """Return the content of a results.json.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedFile: it is empty, cut off, or holds no results.
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is empty, truncated, or holds no results.
     """
     content = read_json(place)
     if not isinstance(content.get("results"), list):

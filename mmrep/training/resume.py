@@ -1,4 +1,4 @@
-"""Where a run goes on: from which checkpoint, whether that is one of this config, and what is set aside for it."""
+"""Resuming a run: choosing a checkpoint, comparing it with the config, and setting later results aside."""
 
 import dataclasses
 import json
@@ -46,13 +46,13 @@ _SPEED = (
     *(f"evaluation.{name}" for name in ("batch_size", "text_batch_size", "workers", "cache")),
     "model.allow_pickle",
 )
-"""Options that change neither the model nor what is said of it, but for rounding."""
+"""Options that change neither the model nor its results, except for rounding."""
 _COMPARED_ELSEWHERE = ("data.", "evaluation.")
-"""What of the data decides a batch is compared with the checkpoint's data; evaluation changes no model."""
+"""Options compared elsewhere: those of data with the checkpoint's data. Evaluation does not change the model."""
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Return whether a run's folder holds it to its end, with this very config. What is damaged is named."""
+    """Return whether a run's folder holds the finished run of this config. A damaged file is named in a warning."""
     folder = Path(config.output_dir)
     if not (folder / SUMMARY).exists():
         return False
@@ -63,7 +63,7 @@ def is_finished(config: TrainConfig) -> bool:
         if config.evaluation.sets:
             read_results(folder / RESULTS)
         with safe_open(folder / FINAL / WEIGHTS, "pt"):
-            pass  # the size that its header says, or an error
+            pass  # opening it compares the size of the file with its header
         before = summary.get("config") or read_config(folder / RUN_CONFIG)
     except FileNotFoundError as error:
         LOG.warning("%s is missing: the end of the run is done again", error.filename)
@@ -78,14 +78,17 @@ def is_finished(config: TrainConfig) -> bool:
 def resume(
     config: TrainConfig, folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer, steps: Steps
 ) -> dict[str, Any]:
-    """Load the checkpoint that `resume` asks for into model and optimiser; return its state, empty for a new run.
+    """Load the checkpoint that `resume` asks for into model and optimiser.
+
+    Returns:
+        The state of the checkpoint, empty for a new run.
 
     Raises:
-        ConfigError: a damaged checkpoint, or one of other data or another config; the difference is named.
+        ConfigError: the checkpoint is damaged, or has other data or another config; the difference is named.
     """
     if config.resume == "none":
         return {}
-    # The first process chooses for all: another one might see a folder that is not up to date.
+    # The first process chooses for all, since another one may see a stale folder on a network file system.
     chosen = _choose(config, folder) if distributed.rank() == 0 else None
     text = distributed.first_text(str(chosen or ""))
     if not text:
@@ -113,7 +116,7 @@ def _choose(config: TrainConfig, folder: Path) -> Path | None:
 
 
 def _check_config(config: TrainConfig, place: Path, state: dict[str, Any]) -> None:
-    """Compare a checkpoint's config with the one it is to be resumed with.
+    """Compare the config of a checkpoint with the one to resume it with.
 
     Raises:
         ConfigError: an option that changes the model differs, and `resume_changes` is `refuse`.
@@ -152,10 +155,10 @@ def _check_config(config: TrainConfig, place: Path, state: dict[str, Any]) -> No
 
 
 def _changes(before: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Return where an earlier config differs from this one, but for places: dotted key → (then, now)."""
+    """Return where an earlier config differs from this one, output folders left out: dotted key → (then, now)."""
     if not before:
         return {}
-    before, now = (json.loads(json.dumps(each)) for each in (before, config.to_dict()))  # keys of both as JSON has them
+    before, now = (json.loads(json.dumps(each)) for each in (before, config.to_dict()))  # JSON turns keys into text
     parts: dict[str, Any] = {
         "model": ModelConfig(),
         "optim": OptimConfig(),
@@ -168,7 +171,7 @@ def _changes(before: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any
 
 
 def _filled(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the defaults of options that it lacks: an older version has written it."""
+    """Return a config with defaults for options that it lacks, because an older version has written it."""
     found = dict(defaults)
     for key, value in content.items():
         both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
@@ -177,7 +180,7 @@ def _filled(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 
 def _long(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with its heads in their long form: `avg` and `{name: avg}` are the same."""
+    """Return a config with its heads as mappings, so that `avg` and `{name: avg}` are equal."""
     model = dict(content["model"])
     for key in ("pool", "pool_base"):
         if model.get(key) is not None:
@@ -187,7 +190,7 @@ def _long(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_later_aside(config: TrainConfig, first: int) -> None:
-    """Move aside what a run wrote after the step it goes on from, and the results of an end that is its no more."""
+    """Move aside what a run wrote after the step that it goes on from, and the results of its former end."""
     folder = Path(config.output_dir)
     goes_on = first < config.training.steps
     finished = [FINAL, SUMMARY, RESULTS, OUTCOMES] if goes_on and (folder / SUMMARY).exists() else []
@@ -197,11 +200,11 @@ def set_later_aside(config: TrainConfig, first: int) -> None:
     if (folder / METRICS).exists():
         with write_errors(place / METRICS):
             shutil.copyfile(folder / METRICS, place / METRICS)
-    LOG.warning("going on from step %d: what was written after it is set aside in %s", first, place)
+    LOG.warning("going on from step %d: later checkpoints and results are moved to %s", first, place)
 
 
 def plain(value: Any) -> Any:
-    """Return tuples as lists, for YAML and JSON."""
+    """Return a value with tuples as lists, for YAML and JSON."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

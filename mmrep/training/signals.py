@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run: after its current step with a checkpoint while it trains, at once before and after."""
+"""Ctrl-C and SIGTERM. During training they end a run after the current step with a checkpoint, otherwise at once."""
 
 import signal
 import threading
@@ -6,16 +6,16 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """The run was ended by a signal and can be resumed. Exit status 75."""
+    """A run was ended by a signal and can be resumed. Exit status 75."""
 
 
 class StopSignal:
-    """Whether SIGINT or SIGTERM has arrived. Used as a context; it raises KeyboardInterrupt at once, unless `patient`.
+    """A context that records SIGINT and SIGTERM. Unless `patient`, they raise KeyboardInterrupt at once.
 
     Attributes:
-        name: of the signal that has arrived; empty if none has.
-        patient: whether the first signal only sets `name`; a second Ctrl-C ends at once nevertheless.
-        twice: whether a second Ctrl-C has come.
+        name: name of the signal that has arrived, or an empty text.
+        patient: whether the first signal only sets `name`. A second Ctrl-C always raises.
+        twice: whether Ctrl-C has arrived twice.
     """
 
     def __init__(self) -> None:

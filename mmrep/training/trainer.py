@@ -35,26 +35,26 @@ LOG = logging.getLogger("mmrep")
 
 
 def train(config: TrainConfig, resume_command: str, label: str = "train") -> Path:
-    """Trains, evaluates once on the test sets, writes `final/`.
+    """Train a model, evaluate it once on the test sets, and write it to `final/`.
 
     Args:
         config: the whole config.
-        resume_command: printed when a signal ends the run.
-        label: shown with progress.
+        resume_command: command to print when a signal ends the run.
+        label: text before the progress bar.
 
     Returns:
-        The run's folder.
+        The folder of the run.
 
     Raises:
         ConfigError, DataError: see `build_run`.
-        Stopped: a signal ended the run; a checkpoint is written where there was a step to keep.
+        Stopped: a signal ended the run. There is a checkpoint if a step was done.
         Diverged: the loss or the model is not finite.
     """
     folder = Path(config.output_dir)
     device = distributed.start()
     config = with_precision(config, device)
     distributed.advise(f"continue with: {resume_command}")
-    # The first process answers for all: it may change the folder before another one looks.
+    # The first process answers for all, since it may change the folder before another one looks.
     first = distributed.rank() == 0
     if config.resume == "auto" and distributed.any_process(first and is_finished(config), device):
         LOG.info("%s is finished already: see %s", folder, folder / SUMMARY)
@@ -84,13 +84,13 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
 
 
 def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
-    """The loop: fetch, forward, loss, step, log, evaluate, save."""
+    """Run the training loop: fetch, forward, loss, step, log, evaluate, save."""
     config = run.config.training
     last_save = time.monotonic()
     run.wrapped.train()
     stop.patient = True
     for step, loaded in enumerate(run.batches(), start=run.first_step):
-        # Dropout, where the model has any, is drawn anew from (seed, step, rank): a resumed run repeats it.
+        # Dropout is drawn from (seed, step, rank), so that a resumed run draws the same.
         torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
         run.seen[1] += int(loaded.checksum)
         batch = loaded.batch.to(run.device)
@@ -110,7 +110,7 @@ def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
         if at(done, config.evaluate_every) and done < config.steps:
             timed(run, validate, run, done)
         signalled = distributed.stops(done, stop.name)
-        # Always after the last step: what comes then may fail, and must not cost the training.
+        # There is always a checkpoint after the last step: evaluation may fail, and must not cost the training.
         if signalled or done == config.steps or at(done, config.checkpoint_steps) or due(run, done, last_save):
             timed(run, run.save, done)
             last_save = time.monotonic()
@@ -120,14 +120,14 @@ def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
 
 
 def at(done: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens now; 0: never."""
+    """Return whether something that happens every `every` steps happens after `done` steps; 0 means never."""
     return every > 0 and done % every == 0
 
 
 def due(run: Run, done: int, last_save: float) -> bool:
-    """Return whether a checkpoint is due by time: the same answer on every process.
+    """Return whether a checkpoint is due by time. All processes get the same answer.
 
-    Several processes ask each other at log steps only, where they wait for each other anyway.
+    Several processes agree at log steps only, where they synchronise anyway.
     """
     config = run.config.training
     if config.checkpoint_minutes is None or (distributed.world_size() > 1 and not at(done, config.log_every)):
@@ -136,17 +136,17 @@ def due(run: Run, done: int, last_save: float) -> bool:
 
 
 def clip(run: Run) -> torch.Tensor | None:
-    """Clips the gradients, if asked to, and returns their norm before."""
+    """Clip the gradients if the config says so, and return their norm before."""
     largest = run.config.optim.clip_norm
     return None if largest is None else torch.nn.utils.clip_grad_norm_(run.model.parameters(), largest)
 
 
 def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
-    """Writes metrics of a step.
+    """Write the metrics of a step.
 
     Raises:
         Diverged: the loss is not finite.
-        DataError: more samples could not be used than may be skipped.
+        DataError: more samples are unreadable than `data.max_bad_fraction` allows.
     """
     value = float(distributed.mean_over_processes(loss.detach()))
     metrics = {
@@ -165,7 +165,7 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
 
 
 def exponent_range(head: nn.Module) -> dict[str, float]:
-    """Least, median and greatest exponent of a head's power means; empty where it has none."""
+    """Return the least, median and greatest exponent of a head's power means, or nothing where it has none."""
     exponents = exponents_of(head)
     if exponents is None:
         return {}
@@ -174,14 +174,14 @@ def exponent_range(head: nn.Module) -> dict[str, float]:
 
 
 def timed(run: Run, work: Any, *args: Any) -> None:
-    """Does work that is not counted in the training rate."""
+    """Do work whose time is left out of the training rate."""
     begin = time.perf_counter()
     work(*args)
     run.tracker.paused(time.perf_counter() - begin)
 
 
 def validate(run: Run, step: int) -> None:
-    """Evaluates on the held-out samples, on all processes, and writes the metrics."""
+    """Evaluate on the held-out samples, on all processes, and write the metrics."""
     if not run.validation:
         return
     # The model changes with every step, so its embeddings are not worth keeping.
@@ -192,7 +192,7 @@ def validate(run: Run, step: int) -> None:
 
 
 def flatten(results: list[Result]) -> dict[str, float]:
-    """Metrics as `DATASET/METRIC`."""
+    """Return metrics by the name `DATASET/METRIC`."""
     return {
         f"{result.evalset.name}/{name}": value
         for result in results
@@ -201,8 +201,8 @@ def flatten(results: list[Result]) -> dict[str, float]:
 
 
 def finish(run: Run, stop: StopSignal) -> None:
-    """Write final/, evaluate once on the test sets, measure costs, and last of all write the summary."""
-    if stop:  # it came in the last step
+    """Write final/, evaluate once on the test sets, measure costs, and at the very end write the summary."""
+    if stop:  # it arrived during the last step
         raise KeyboardInterrupt
     peak = peak_memory_mb(run.device)
     final, steps = run.folder / FINAL, run.config.training.steps
@@ -234,8 +234,8 @@ def finish(run: Run, stop: StopSignal) -> None:
 
 
 def costs(run: Run, peak_mb: float) -> dict[str, float]:
-    """What the run's model costs; see `mmrep.training.costs`."""
-    # A run resumed after its last step has no rates of its own.
+    """Return what the model of the run costs; see `mmrep.training.costs`."""
+    # A run that was resumed after its last step has measured no rates.
     rates = run.tracker.rates or logged_rates(run.folder / METRICS)
     return {
         "params": count_parameters(run.model),
@@ -247,12 +247,12 @@ def costs(run: Run, peak_mb: float) -> dict[str, float]:
 
 
 def logged_rates(metrics: Path) -> list[float]:
-    """Pairs per second at every logged step of a metrics file."""
+    """Return the pairs per second of all logged steps of a metrics file."""
     return [record["pairs_per_s"] for record in read_json_lines(metrics) if "pairs_per_s" in record]
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Digests and versions that say what a result belongs to."""
+    """Return digests and versions that identify what a result belongs to."""
     with (run.folder / "final" / WEIGHTS).open("rb") as file:
         model = hashlib.file_digest(file, "sha256").hexdigest()
     config = json.dumps(run.config.to_dict(), sort_keys=True)

@@ -1,4 +1,4 @@
-"""What the data did while a run trained: samples that were skipped, time waited for batches, the ledger."""
+"""Reports of the loader during training: skipped samples, time waited for batches, the ledger."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ LOG = logging.getLogger("mmrep")
 
 BAD_SAMPLES = "bad_samples"
 SPAN = 10_000
-"""Pairs over which `data.max_bad_fraction` is measured at least, or those of the run if it has fewer; past ten times as
-many, counting starts anew, so that a disk that fails late does not use up what was saved before."""
+"""Pairs over which `data.max_bad_fraction` is measured, or those of the run if it has fewer. After ten times as many,
+counting starts again, so that a disk that fails late cannot use up what earlier samples left."""
 _LOGGED = 20
 _SLOW = 0.1
 _LONG, _REMIND_SECONDS = 10.0, 600.0
@@ -35,22 +35,22 @@ _ADVICE = {
 
 
 class Span(NamedTuple):
-    """Seconds of training, and how many of them it waited for batches."""
+    """Seconds of training, and the seconds of them spent waiting for batches."""
 
     seconds: float = 0.0
     waited: float = 0.0
 
 
 class DataWatch:
-    """Counts, logs and budgets what the loader reports.
+    """Counts and logs the bad samples that the loader reports, and limits their share.
 
     Args:
-        steps: this process's batches.
-        folder: the run's.
-        device: where counts of several processes are summed.
-        workers: loader processes.
-        first: the step the run starts at.
-        state: of the checkpoint that the run starts from, if any.
+        steps: the batches of this process.
+        folder: folder of the run.
+        device: device on which counts of several processes are summed.
+        workers: number of loader processes.
+        first: number of steps done before.
+        state: counts from the checkpoint that the run starts from, if any.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class DataWatch:
         self._ledger = Ledger(folder, steps, distributed.rank()) if steps.config.ledger else None
 
     def _forget_from(self, slot: int) -> None:
-        """Drops what an interrupted run wrote down after its last checkpoint: the same pairs come again."""
+        """Drop bad samples that an interrupted run recorded after its last checkpoint. The same pairs come again."""
         for place in self._folder.glob(f"{BAD_SAMPLES}.rank*.jsonl"):
             rank = place.name.removeprefix(f"{BAD_SAMPLES}.rank").removesuffix(".jsonl")
-            # There may have been more processes than now.
+            # There may have been more processes before than there are now.
             if int(rank) % distributed.world_size() == distributed.rank():
                 kept = [line for line in read_json_lines(place) if line.get("slot", slot) < slot]
                 write_text(place, "".join(json.dumps(line) + "\n" for line in kept))
 
     def arrived(self, loaded: Loaded, waited: float) -> None:
-        """A batch is there, after so many seconds of waiting."""
+        """Record that a batch arrived after `waited` seconds of waiting."""
         self._waited += waited
         self._loading += loaded.seconds
         if self._ledger:
@@ -97,15 +97,18 @@ class DataWatch:
                 file.write(json.dumps(bad._asdict()) + "\n")
 
     def report(self, seconds: float) -> dict[str, float]:
-        """Metrics since the last report, after so many seconds of training; every process has to call it.
+        """Return metrics since the last report. This is a collective: call it on every process.
+
+        Args:
+            seconds: seconds of training since the last report.
 
         Raises:
-            DataError: more samples could not be used than `data.max_bad_fraction` allows.
+            DataError: more samples are unreadable than `data.max_bad_fraction` allows.
         """
         metrics = {"data_wait": round(min(self._waited / seconds, 1.0), 4)}
         if self._steps.config.max_bad_fraction:
             metrics["bad_samples"] = self._budget()
-        if not self._started:  # the loader's own start is no sign of what is to come
+        if not self._started:  # the start of the loader says nothing about its speed
             self._started, self._loading = True, Seconds()
         else:
             self._span = Span(self._span.seconds + seconds, self._span.waited + self._waited)
@@ -115,8 +118,8 @@ class DataWatch:
         return metrics
 
     def counts(self) -> dict[str, int]:
-        """Samples that could not be used: in the whole run, and in the span counted now, with its pairs. The same on
-        every process, and every process has to call it."""
+        """Return the bad samples of the whole run, and those of the current span with its pairs. This is a collective:
+        call it on every process."""
         if self._steps.config.max_bad_fraction:
             new = distributed.sum_over_processes(self._bad, self._device)
             pairs = (self._step - self._counted) * self._steps.plan.global_batch
@@ -126,7 +129,7 @@ class DataWatch:
         return dict(self._counts)
 
     def _budget(self) -> int:
-        """All samples that could not be used so far."""
+        """Check the share of bad samples, and return their number so far."""
         allowed, counts = self._steps.config.max_bad_fraction, self.counts()
         bad, pairs = counts["span_bad"], counts["span_pairs"]
         whole_run = self._steps.plan.steps * self._steps.plan.global_batch
@@ -141,7 +144,7 @@ class DataWatch:
         return counts["bad"]
 
     def _judge(self) -> None:
-        """Says, on the first process and now and then, which part of loading keeps training waiting."""
+        """Warn on the first process, from time to time, which part of loading keeps training waiting."""
         now = time.monotonic()
         slow = self._span.waited > _SLOW * self._span.seconds
         if slow and distributed.rank() == 0 and now - self._reminded > _REMIND_SECONDS:
@@ -151,12 +154,12 @@ class DataWatch:
 
 
 def diagnosis(span: Span, loading: Seconds, workers: int) -> str:
-    """Which part of loading keeps training waiting.
+    """Return a sentence that names the part of loading that keeps training waiting.
 
     Args:
-        span: how long training took, and waited.
+        span: seconds that training took, and waited.
         loading: seconds that all loader processes spent on each part.
-        workers: loader processes; 0: the trainer loads itself.
+        workers: number of loader processes; 0 means that the trainer loads batches itself.
     """
     parts = vars(loading)
     total = sum(parts.values()) or 1.0

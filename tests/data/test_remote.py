@@ -26,7 +26,7 @@ from mmrep.data.remote import cache as cache_module
 from mmrep.data.remote.download import Policy
 from mmrep.data.tar import DataError
 
-QUICK: dict[str, Any] = {"retries": 2, "timeout": 20.0, "backoff": 0.01}
+QUICK = Policy(retries=2, timeout=20.0, backoff=0.01)
 SIZE = 100_000
 MEMORY = "memory://set/{}.tar"
 
@@ -49,7 +49,7 @@ def server() -> Iterator[Server]:
 
 
 def make(tmp_path: Path, shards: float) -> ShardCache:
-    return ShardCache(tmp_path / "cache", int(shards * SIZE), **QUICK)
+    return ShardCache(tmp_path / "cache", int(shards * SIZE), QUICK)
 
 
 def present(tmp_path: Path) -> list[str]:
@@ -68,8 +68,9 @@ def until(done: Callable[[], bool], what: str) -> None:
 def python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Another process, with a cache `cache` of 100 MB in the folder of its first argument, the others in `args`."""
     prelude = (
-        "import sys; from pathlib import Path; from mmrep.data.remote import ShardCache; args = sys.argv[2:]; "
-        f"cache = ShardCache(Path(sys.argv[1]), 10 ** 8, **{QUICK});"
+        "import sys; from pathlib import Path; from mmrep.data.remote import ShardCache; "
+        "from mmrep.data.remote.download import Policy; args = sys.argv[2:]; "
+        f"cache = ShardCache(Path(sys.argv[1]), 10 ** 8, {QUICK});"
     )
     command = [sys.executable, "-c", prelude + code, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -306,7 +307,7 @@ def test_forked_children_download_too(server: Server, tmp_path: Path) -> None:
     cache.open(f"{server.url}/0.tar").close()
     fsspec.filesystem("http").exists(f"{server.url}/0.tar")  # fsspec's own thread runs now
     server.faults["/7.tar"] = {"stall": 2 * SIZE, "times": 1}
-    stuck = ShardCache(tmp_path / "cache", 10**8, **QUICK | {"timeout": 1.0})
+    stuck = ShardCache(tmp_path / "cache", 10**8, QUICK._replace(timeout=1.0))
     under_way = threading.Thread(target=lambda: stuck.open(f"{server.url}/7.tar").close())
     under_way.start()
     until(lambda: server.sent["/7.tar"] > 0, "a download under way during the fork")
@@ -370,7 +371,7 @@ def test_a_full_disk_costs_what_nobody_uses_then_says_so(memory: Any, tmp_path: 
     if mount.returncode:
         pytest.skip("no right to mount a small disk")
     try:
-        cache = ShardCache(disk / "cache", 10**9, **QUICK)
+        cache = ShardCache(disk / "cache", 10**9, QUICK)
         for i in range(6):
             cache.open(MEMORY.format(i)).close()
         held = [cache.open(MEMORY.format(i)) for i in range(3)]
@@ -395,7 +396,7 @@ def test_a_failing_disk_is_no_network_trouble(memory: Any, tmp_path: Path) -> No
         signal.signal(signal.SIGXFSZ, before)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"file: File exists; data\.cache_dir or MMREP_CACHE moves the cache"):
-        ShardCache(tmp_path / "file", SIZE, **QUICK).open(MEMORY.format(0))
+        ShardCache(tmp_path / "file", SIZE, QUICK).open(MEMORY.format(0))
 
 
 def test_a_stall_in_any_file_system_is_noticed(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from mmrep.data.remote import ShardCache, expand_remote, read_remote, remote_siz
 from mmrep.data.remote.download import Policy
 from mmrep.data.tar import DataError
 
-QUICK: dict[str, Any] = {"retries": 3, "timeout": 20.0, "backoff": 0.01}
+QUICK = Policy(retries=3, timeout=20.0, backoff=0.01)
 DATA = random.Random(0).randbytes(1 << 21)
 
 
@@ -27,7 +27,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache", 1 << 24, **QUICK)
+    return ShardCache(tmp_path / "cache", 1 << 24, QUICK)
 
 
 def leftovers(tmp_path: Path) -> list[str]:
@@ -70,7 +70,7 @@ def test_what_passes_is_overcome(server: Server, cache: ShardCache, tmp_path: Pa
 
 
 def test_a_stall_is_given_up_and_the_rest_fetched(server: Server, tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path / "cache", 1 << 24, retries=8, timeout=1.0, backoff=0.01)
+    cache = ShardCache(tmp_path / "cache", 1 << 24, Policy(retries=8, timeout=1.0, backoff=0.01))
     server.faults["/a.tar"] = {"stall": 1 << 20, "times": 1}
     with cache.open(f"{server.url}/a.tar") as held:
         assert held.path.read_bytes() == DATA
@@ -113,7 +113,7 @@ def test_last_retry_says_how_far_it_came(server: Server, cache: ShardCache, tmp_
     assert leftovers(tmp_path) == []
     server.faults["/a.tar"] = {"stall": 0}
     with pytest.raises(DataError, match=r"gave up after 1 attempts?, 0 of .* bytes got: no byte for 0\.3 s"):
-        ShardCache(tmp_path / "cache", 1 << 24, retries=0, timeout=0.3).open(f"{server.url}/a.tar")
+        ShardCache(tmp_path / "cache", 1 << 24, Policy(retries=0, timeout=0.3)).open(f"{server.url}/a.tar")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_no_secret_in_messages_and_names(server: Server, cache: ShardCache, tmp_
     with pytest.raises(ConfigError) as wrong:
         expand_remote(f"{base}/{{a?token=s3cret")
     server.faults.clear()
-    another_run = ShardCache(tmp_path / "cache", 1 << 24, **QUICK)
+    another_run = ShardCache(tmp_path / "cache", 1 << 24, QUICK)
     with another_run.open(f"{base}/a.tar?token=s3cret") as held:
         assert held.path.read_bytes() == DATA
     told = " ".join([*messages, str(wrong.value), *map(str, tmp_path.glob("cache/*"))])
@@ -184,7 +184,7 @@ def test_nobody_listens(cache: ShardCache) -> None:
 
 
 def test_small_files_sizes_and_listings(server: Server) -> None:
-    policy = Policy(**QUICK)
+    policy = QUICK
     server.files |= {"/names.txt": b"cat\n", "/empty": b"", "/s/1.tar": b"x", "/s/0.tar": b"y"}
     server.files["/s/"] = b'<a href="1.tar">1</a> <a href="0.tar">0</a> <a href="notes.txt">n</a>'
     server.faults["/names.txt"] = {"status": 503, "times": 2}

@@ -17,7 +17,7 @@ from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.catalog import catalog_of, read_catalog, write_catalog
 from mmrep.data.check import check_shards
-from mmrep.data.img2dataset import Accounting
+from mmrep.data.img2dataset import account, stats_of
 from mmrep.data.indexing import load_index, sidecar, write_sidecar
 from mmrep.data.inventory import name_difference, write_inventory
 from mmrep.data.layouts import classes
@@ -120,9 +120,7 @@ JSON: dict[str, tuple[Any, Callable[[Path], Read]]] = {
 
 
 def _account(path: Path) -> None:
-    account = Accounting()
-    account.add(path.with_name("0.tar"), 2)
-    account.text()
+    account([stats_of(path.with_name("0.tar"), 2)])
 
 
 def _pairs(path: Path) -> None:
@@ -277,7 +275,7 @@ def test_cached_tables_are_made_anew(shard: Path, tmp_path: Path, monkeypatch: p
     source = SourceConfig(str(write_tar(tmp_path / "s.tar", samples)), subset=str(tmp_path / "subset.npy"))
     assert len(Sources(DataConfig([source]))) == 1
     cached = [path for path in tmp_path.rglob("*.np?") if path.name != "subset.npy"]
-    assert len(cached) == 4
+    assert len(cached) == 3
     for path in cached:
         for data in (b"", b"x" * 200, path.read_bytes()[:-9]):
             path.write_bytes(data)

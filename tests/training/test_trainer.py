@@ -232,3 +232,10 @@ def test_patch_dropout_trains(recipe: Recipe) -> None:
 def test_micro_batch_must_make_up_the_global_batch(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="4 × 1 processes = 4 pairs, but global_batch is 8"):
         train(recipe(training={"micro_batch": 4}), "")
+
+
+def test_the_logit_scale_is_clamped_after_every_step(recipe: Callable[..., TrainConfig]) -> None:
+    """It starts at 1/0.07, above the limit."""
+    config = recipe(loss={"max_logit_scale": 5.0}, training={"steps": 2, "log_every": 1}, evaluation={"sets": []})
+    found = [line["logit_scale"] for line in lines(train(config, "again"))]
+    assert found[0] == pytest.approx(5.0) and found[1] < 5.001

@@ -3,8 +3,9 @@
 An address is anything that fsspec opens (https, s3, gs, hf, memory, …; `file:///…` copies from a slow disk to the disk
 of the cache). Credentials and options come from fsspec's configuration files and variables; no message shows any.
 
-fsspec's own `filecache` is not used, because it has no size limit and deletes by age, even files that are being read;
-processes that need the same shard each download it; and a broken download begins anew (fsspec's HTTP does not retry).
+fsspec's own `filecache` is not used: it has no size limit, and deletes by age, even files that are being read. Three
+processes that need one shard download it three times. A broken connection or one answer of status 503 is an error at
+once (503 is reported as a missing file). tests/faults/test_http.py shows what this package does in such cases.
 """
 
 from mmrep.data.remote.cache import HeldFile, ShardCache

@@ -23,7 +23,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from mmrep.config.checks import ConfigError
-from mmrep.data.remote.download import Policy, download, shown
+from mmrep.data.remote.download import DEFAULT_POLICY, Policy, download, shown
 from mmrep.data.tar import DataError
 
 LOG = logging.getLogger("mmrep")
@@ -84,17 +84,13 @@ class ShardCache:
     Args:
         root: the folder, on a disk of this host. It is made if it does not exist.
         limit_bytes: most bytes of all copies together, including those being downloaded.
-        retries: see `Policy`.
-        timeout: see `Policy`.
-        backoff: see `Policy`.
+        policy: the retry policy of downloads.
     """
 
-    def __init__(
-        self, root: Path, limit_bytes: int, *, retries: int = 5, timeout: float = 60.0, backoff: float = 1.0
-    ) -> None:
+    def __init__(self, root: Path, limit_bytes: int, policy: Policy = DEFAULT_POLICY) -> None:
         self.root = root.absolute()
         self.limit = limit_bytes
-        self._policy = Policy(retries, timeout, backoff)
+        self._policy = policy
         self._failed: dict[str, tuple[float, str]] = {}
         self._warned = False
 
