@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -244,6 +244,32 @@ def _limit() -> int:
     return int(limit)
 
 
+def through_cache(
+    cache: EmbeddingCache | None,
+    count: int,
+    key: Callable[[EmbeddingCache, int], Key],
+    compute: Callable[[list[int]], list[Tensor]],
+) -> list[Float[Tensor, "rows embed"]]:
+    """Return `count` matrices, from the cache or else computed and stored there.
+
+    Args:
+        cache: None: compute all.
+        count: number of matrices.
+        key: returns the key of a matrix.
+        compute: returns the matrices of some numbers. It is not called for none.
+    """
+    if cache is None:
+        return compute(list(range(count)))
+    keys = [key(cache, i) for i in range(count)]
+    found = {i: rows for i, each in enumerate(keys) if (rows := cache.get(each)) is not None}
+    missing = [i for i in range(count) if i not in found]
+    for i, rows in zip(missing, compute(missing) if missing else [], strict=True):
+        found[i] = rows
+        if rows.isfinite().all():
+            cache.put(keys[i], rows)
+    return [found[i] for i in range(count)]
+
+
 def embed_set_cached(
     models: Sequence[DualEncoder],
     records: Records,
@@ -253,19 +279,13 @@ def embed_set_cached(
     quiet: bool = True,
 ) -> list[Float[Tensor, "images embed"]]:
     """Return `embed_set`, computed for the models that the cache lacks; if it has all, no image is decoded."""
-    if cache is None:
-        return embed_set(models, records, config, name, quiet)
-    data = records.identity()
-    keys = [image_key(cache, model, centre_of(model), data, config.batch_size) for model in models]
-    found = [cache.get(key) for key in keys]
-    missing = [i for i, rows in enumerate(found) if rows is None]
-    if missing:
-        made = embed_set([models[i] for i in missing], records, config, name, quiet)
-        for i, rows in zip(missing, made, strict=True):
-            found[i] = rows
-            if rows.isfinite().all():
-                cache.put(keys[i], rows)
-    return [rows for rows in found if rows is not None]
+    data = records.identity() if cache else ""
+    return through_cache(
+        cache,
+        len(models),
+        lambda cache, i: image_key(cache, models[i], centre_of(models[i]), data, config.batch_size),
+        lambda missing: embed_set([models[i] for i in missing], records, config, name, quiet),
+    )
 
 
 def embed_texts_cached(
@@ -273,14 +293,12 @@ def embed_texts_cached(
 ) -> Float[Tensor, "texts embed"]:
     """Return `embed_texts`, from the cache if it has the embeddings of the distinct texts."""
     unique = sorted(set(texts))  # in one order, so that batches, and with them rounding, are the same
-    if cache is None:
-        rows = embed_texts(model, unique, batch_size)
-    else:
-        key = text_key(cache, model, unique, batch_size)
-        found = cache.get(key)
-        rows = embed_texts(model, unique, batch_size) if found is None else found
-        if found is None and rows.isfinite().all():
-            cache.put(key, rows)
+    (rows,) = through_cache(
+        cache,
+        1,
+        lambda cache, _: text_key(cache, model, unique, batch_size),
+        lambda _: [embed_texts(model, unique, batch_size)],
+    )
     places = {text: row for row, text in enumerate(unique)}
     return rows[[places[text] for text in texts]]
 
