@@ -177,7 +177,6 @@ class InstanceRecords(Records):
         return state.hexdigest()
 
     def files(self) -> list[Path]:
-        """See `Records`."""
         return [path for _, path, _ in self.samples]
 
 
