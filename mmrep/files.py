@@ -59,23 +59,34 @@ def write_errors(path: Path, *also: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to. The file gets its name once it is complete and on the disk.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes `path` after the block, or is removed if an error is raised.
 
-    Raises:
-        WriteError: the file could not be written. An older file of that name stays.
+    A crash of the machine may leave a damaged file: this is for caches, whose readers notice that. `whole_file` waits
+    for the disk.
     """
     part = path.with_name(f".writing-{path.name}-{uuid.uuid4().hex}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a place to write to; the file gets its name once it is complete and on the disk.
+
+    Raises:
+        WriteError: it could not be written; an older file of that name stays.
+    """
     with write_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
             yield part
             flush(part)
-            part.replace(path)
-            flush(path.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
+        flush(path.parent)
 
 
 @contextmanager

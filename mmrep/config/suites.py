@@ -1,4 +1,4 @@
-"""Several suites together: those with the same options as one, so that a set they share is evaluated once."""
+"""Merging suites: those with the same options become one, so that a set they share is evaluated once."""
 
 import dataclasses
 import logging
@@ -21,16 +21,16 @@ class _Place(NamedTuple):
 
 
 def merge_suites(suites: Sequence[tuple[str, EvaluationConfig]]) -> list[EvaluationConfig]:
-    """The sets of all suites in their order, in one config for all suites whose options are the same.
+    """Return the sets of all suites in their order, in one config for all suites with the same options.
 
-    The same set in several suites of one config gets the tasks of all. What else has the name of another set gets its
-    suite's after it: `imagenet1k@clip_benchmark`; so no two sets of the whole list are called alike.
+    The same set in several suites of one config gets the tasks of all. Different sets of one name get the name of their
+    suite added (`imagenet1k@clip_benchmark`), so that no two sets have the same name.
 
     Args:
-        suites: the file of each, or what else says where it comes from, and its content.
+        suites: the file or other source of each suite, and its content.
 
     Raises:
-        ConfigError: a suite without sets, different sets of one name in one suite.
+        ConfigError: a suite has no sets, or different sets of one name.
     """
     options: list[EvaluationConfig] = []
     places: list[_Place] = []

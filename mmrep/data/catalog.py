@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.files import absolute, read_arrays, read_regular, regular_stat, write_arrays, write_cache
+from mmrep.data.files import absolute, cache_errors, read_arrays, read_regular, regular_stat, write_arrays
 from mmrep.data.img2dataset import stats_of
 from mmrep.data.indexing import load_index
 from mmrep.data.remote import is_remote, read_remote, remote_size
@@ -121,7 +121,8 @@ def catalog_of(shards: Sequence[Shard], progress: Progress | None = None) -> Cat
                 progress(len(rows), len(shards))
     columns = zip(list(_TABLES.values())[1:], zip(*rows, strict=True), strict=True)
     catalog = Catalog(addresses, *(np.array(column, dtype=dtype) for (_, dtype), column in columns))
-    write_cache(_to_arrays(catalog) | {"stamps": stamps}, place)
+    with cache_errors(place):
+        write_arrays(_to_arrays(catalog) | {"stamps": stamps}, place)
     return catalog
 
 

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import mmap
 import os
-import uuid
 import warnings
 import weakref
 import zlib
@@ -22,7 +21,9 @@ from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError
 from mmrep.data.decode import image_header
+from mmrep.data.remote.cache import remove_unused
 from mmrep.data.tar import DataError
+from mmrep.files import replacing
 
 LOG = logging.getLogger("mmrep")
 _CHECK = np.dtype(np.uint32)
@@ -185,42 +186,24 @@ def _checksum(pixels: NDArray[np.uint8]) -> int:
 
 def _create(path: Path, size: int) -> None:
     """Create a file of zeros, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)  # macOS can't reserve space; there `put` meets a full disk
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)  # macOS can't reserve space; there `put` meets a full disk
 
 
 def _make_room(path: Path, size: int, limit_bytes: int) -> None:
     """Remove leftovers of killed processes, then unused files until `size` more bytes stay within the limit."""
     # Only these are made under the lock, so that no live process has one. Tables of sizes in the folder are not.
-    for left in path.parent.glob("*.pixels.*.tmp"):
+    for left in path.parent.glob(".writing-*.pixels-*"):
         left.unlink()
     others = [(other.stat(), other) for other in path.parent.glob("*.pixels") if other != path]
     total = size + sum(stat.st_size for stat, _ in others)
     for stat, other in sorted(others, key=lambda item: item[0].st_mtime_ns):
-        if total > limit_bytes and _remove_unused(other):
+        if total > limit_bytes and remove_unused(other):
             total -= stat.st_size
             LOG.info("removed %s (%.1f MB of decoded images, unused for longest)", other, stat.st_size / 1e6)
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a process has it open; return whether it was removed."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

@@ -6,9 +6,10 @@ import os
 import re
 import stat
 import tokenize
-import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 from numpy.typing import NDArray
 
 from mmrep.config.checks import ConfigError, require
+from mmrep.files import replacing
 
 _MOST_NAMES = 2_000_000
 _RANGE = re.compile(r"\{(-?[0-9]{1,4000})\.\.(-?[0-9]{1,4000})")
@@ -95,27 +97,16 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def write_arrays(arrays: dict[str, Any], place: Path) -> None:
-    """Write an .npz file, whole or not at all.
+    """Write an .npz file, whole or not at all; raise OSError if that fails."""
+    with replacing(place) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
 
-    Raises:
-        OSError: it can't be written.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile, whose files other users can't read: shards and their indexes are shared. Not `whole_file`, which
-    # waits for the disk: readers notice a damaged file, and make it anew.
-    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+
+@contextmanager
+def cache_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError of writing a file of the cache into a ConfigError."""
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_cache(arrays: dict[str, Any], place: Path) -> None:
-    """Write an .npz file of the cache; raise ConfigError if that fails."""
-    try:
-        write_arrays(arrays, place)
+        yield
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error
 

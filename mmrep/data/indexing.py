@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
-from mmrep.data.files import read_arrays, read_regular, regular_stat, write_arrays, write_cache
+from mmrep.data.files import cache_errors, read_arrays, read_regular, regular_stat, write_arrays
 from mmrep.data.remote import read_remote, remote_size
 from mmrep.data.shards import RemoteShard, Shard, ShardIndex, read_member
 from mmrep.data.tar import HEADER_BYTES, DataError, walk_tar
@@ -115,7 +115,8 @@ def _load_local(path: Path) -> ShardIndex:
                 )
             return replace(index, stamp=stamp)
     index = build_index(path)
-    write_cache(_to_arrays(index), cached_sidecar(path))
+    with cache_errors(cached_sidecar(path)):
+        write_index(index, cached_sidecar(path))
     return index
 
 
@@ -137,22 +138,19 @@ def _load_remote(path: RemoteShard) -> ShardIndex:
     if index is None or not index.crcs or index.stamp[0] != size:
         with path.open() as held:
             index = _index(held.path, path, (held.path.stat().st_size, 0))
-    write_cache(_to_arrays(index), place)
+    with cache_errors(place):
+        write_index(index, place)
     return index
 
 
 def write_index(index: ShardIndex, place: Path) -> None:
     """Write an index file; raise OSError if that fails."""
-    write_arrays(_to_arrays(index), place)
-
-
-def _to_arrays(index: ShardIndex) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"member:{extension}": places for extension, places in index.members.items()}
     arrays |= {f"crc:{extension}": crcs for extension, crcs in index.crcs.items()}
     arrays["keys"] = index.keys
     arrays["stamp"] = np.array([INDEX_VERSION, *index.stamp])
     arrays["digest"] = np.array(index.digest)
-    return arrays
+    write_arrays(arrays, place)
 
 
 def _from_file(path: Shard, place: Path, size: int | None) -> ShardIndex:

@@ -20,7 +20,7 @@ from mmrep.data.captions import Caption
 from mmrep.data.decode import decode_image
 from mmrep.data.decoded import DecodedImages, image_sizes
 from mmrep.data.draws import Purpose, random_bits, uniforms
-from mmrep.data.files import read_arrays, write_cache
+from mmrep.data.files import cache_errors, read_arrays, write_arrays
 from mmrep.data.order import Order
 from mmrep.data.shards import Downloads, image_extension, read_member
 from mmrep.data.sources import Sources
@@ -202,7 +202,8 @@ def keep_decoded(sources: Sources, config: DataConfig) -> DecodedImages | None:
 
         heights, widths = image_sizes(read, len(sources))
         known = {"heights": heights, "widths": widths}
-        write_cache(known, place)
+        with cache_errors(place):
+            write_arrays(known, place)
     return DecodedImages.open(place.parent, digest, (known["heights"], known["widths"]), limit)
 
 

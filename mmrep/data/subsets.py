@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,10 @@ from numpy.typing import NDArray
 from mmrep.config.caches import cache_root
 from mmrep.config.checks import ConfigError
 from mmrep.data.catalog import Progress
-from mmrep.data.files import ARRAY_ERRORS, regular_stat
+from mmrep.data.files import ARRAY_ERRORS, cache_errors, regular_stat
 from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.tar import DataError
+from mmrep.files import replacing
 
 UID = np.dtype("u8,u8")
 """A uid of 128 bits: its first and its last 16 hexadecimal digits."""
@@ -152,7 +151,8 @@ class Selection:
                 found.append(rows_kept.astype(np.int32))
                 if progress:
                     progress(shard + 1, len(shards))
-            _save(np.concatenate([np.array([len(kept) for kept in found], np.int32), *found]), place)
+            with cache_errors(place), replacing(place) as part, part.open("wb") as file:
+                np.save(file, np.concatenate([np.array([len(kept) for kept in found], np.int32), *found]))
             known = _known(place, len(shards))
             if known is None:
                 raise ConfigError(f"{place}: not what was written there just now; MMREP_CACHE moves the cache")
@@ -171,15 +171,3 @@ def _known(place: Path, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int3
     except ARRAY_ERRORS:
         return None
     return (counts, rows) if fits and len(counts) == shards else None
-
-
-def _save(array: NDArray, place: Path) -> None:
-    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.npy")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, array, allow_pickle=False)
-        temporary.replace(place)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"{place}: {error.strerror}; MMREP_CACHE moves the cache") from error

@@ -1,4 +1,4 @@
-"""Looks inside the trained models of a study: `diagnostics.json` in every run, a picture of patch weights."""
+"""Diagnostics of the trained models of a study: `diagnostics.json` in every run, a picture of patch weights."""
 
 import hashlib
 import json
@@ -42,16 +42,17 @@ PRIMARY = {"zeroshot": "acc1", "retrieval": "image_retrieval_recall@1"}
 
 
 def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """Diagnose every run that has not been, draw the patch weights of the first seed's models.
+    """Diagnose every run that has no diagnostics yet, and draw the patch weights of the first seed's models.
 
-    Every process has to call it: models are evaluated on all of them.
+    This is a collective: call it on every process, since models are evaluated on all of them.
 
     Args:
         config: the study.
-        runs: finished.
+        runs: the finished runs.
 
     Returns:
-        Set, metric, and the runs' diagnostics by `POOL-SEED`; empty where the study asks for none or has no set for it.
+        The set, the metric, and the diagnostics of the runs by `POOL-SEED`. It is empty where the study asks for no
+        diagnostics or has no set for them.
     """
     wanted = config.study.diagnostics
     if wanted.images == 0 or not config.evaluation.sets:
@@ -62,7 +63,7 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
         return {}
     found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
     content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
-    if wanted.pictures and distributed.rank() == 0:  # no collectives in it
+    if wanted.pictures and distributed.rank() == 0:  # this involves no collectives
         try:
             _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
             content["maps"] = MAPS
@@ -72,7 +73,7 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any
 
 
 def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
-    """The first set that has captions, or one class an image, whatever tasks are asked of it; None: none has."""
+    """Return the first set with captions or one class an image, whatever its tasks are, or None."""
     for config in sets:
         evalset = open_set(config)
         if evalset.task in PRIMARY and not evalset.multilabel:
@@ -81,7 +82,7 @@ def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
 
 
 def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
-    """A run's diagnostics, from its folder if they are of this very model, set and config."""
+    """Return the diagnostics of a run, from its folder if they belong to the same model, set and config."""
     folder, wanted = Path(run.config.output_dir), config.study.diagnostics
     summary = read_json(folder / SUMMARY)
     names = f"{evalset.classnames} {evalset.templates}"
@@ -91,7 +92,7 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
     before: dict[str, Any] = {}
     with suppress(OSError, DamagedFile):
         before = read_json(place)
-    # All processes measure, or none: there are collectives in it.
+    # All processes measure or none does, because measuring involves collectives.
     if not distributed.any_process(before.get("key") != key, distributed.exchange_device()):
         return before
     LOG.info("%s seed %d: looking inside", run.pool, run.seed)
@@ -100,7 +101,7 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
     content["exponents"] = {**exponents_over_training(folder)._asdict(), "final": current_exponents(model)}
     if distributed.rank() == 0:
         write_json(place, content, indent=1)
-    return json.loads(json.dumps(content))  # as it is read back: with lists for tuples
+    return json.loads(json.dumps(content))  # lists for tuples, as reading it back returns
 
 
 def _load(run: PlannedRun) -> DualEncoder:
@@ -136,7 +137,7 @@ def _measure(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
 
 
 def _spread(evalset: EvalSet, count: int) -> EvalSet:
-    """At most so many samples of a set, drawn at random, always the same: classes may come in turn or in blocks."""
+    """Return at most `count` samples of a set, always the same random ones, since a set may be sorted by class."""
     total = len(evalset.records)
     rows = range(total) if count >= total else sorted(random.Random(0).sample(range(total), count))  # noqa: S311  # no secret
     return evalset._replace(records=evalset.records.take(rows))
@@ -155,7 +156,7 @@ def _watched(model: DualEncoder, meter: Any, evalset: EvalSet, batch: int) -> di
 
 
 def _weights(model: DualEncoder, evalset: EvalSet, batch: int) -> dict[str, float]:
-    """Sum of an image's patch weights, and the share of patches that count: (Σ|w|)² / (N·Σw²), means over images."""
+    """Return the sum of an image's patch weights and the share of patches that count, (Σ|w|)² / (N·Σw²), as means."""
     weights = torch.cat([patch_weights(model, images).flatten(1) for images in _images(evalset, model, batch)])
     size = weights.abs()
     spread = size.sum(1).square() / (weights.shape[1] * size.square().sum(1)).clamp(min=1e-30)
@@ -175,7 +176,7 @@ def _removal(model: DualEncoder, evalset: EvalSet, config: CompareConfig) -> dic
 
 
 def _sizes(model: DualEncoder, wanted: DiagnosticsConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the images to evaluate on again."""
+    """Return rows and columns of the image sizes to evaluate at."""
     if wanted.sizes is not None:
         return [(size, size) for size in wanted.sizes]
     grid, patch = model.image.grid, model.image.trunk.patch_embed.patch_size

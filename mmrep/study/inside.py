@@ -1,4 +1,4 @@
-"""What a study saw inside its models, as tables: means over seeds."""
+"""The diagnostics of a study as tables of means over seeds."""
 
 import statistics
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ Runs = list[dict[str, Any]]
 
 
 class Section(NamedTuple):
-    """A table and what a reader has to know of it.
+    """A table with a title and an explanation.
 
     Attributes:
         title: heading.
-        remark: one paragraph.
-        rows: the first one holds the column titles.
-        short: whether the terminal shows it too.
+        remark: paragraph that explains the table.
+        rows: cells; the first row has the column titles.
+        short: whether the terminal shows the table too.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Section(NamedTuple):
 
 
 def sections(results: dict[str, Any]) -> list[Section]:
-    """All tables that the diagnostics of a study give; none where there are none."""
+    """Return all tables of the diagnostics of a study, or none where it has no diagnostics."""
     found = results.get("diagnostics") or {}
     if not found:
         return []
@@ -39,13 +39,13 @@ def sections(results: dict[str, Any]) -> list[Section]:
 
 
 def left_out(results: dict[str, Any]) -> list[str]:
-    """Why measurements are missing, each reason once."""
+    """Return the reasons why measurements are missing, each once."""
     runs = (results.get("diagnostics") or {}).get("runs", {}).values()
     return list(dict.fromkeys(reason for run in runs for reason in run["left_out"].values()))
 
 
 def _mean(runs: Runs, *path: str | int) -> float | None:
-    """The mean over runs of what lies at a path; None where a run lacks it."""
+    """Return the mean over runs of the value at a path, or None where a run lacks it."""
     values: list[Any] = list(runs)
     for key in path:
         values = [None if value is None else value[key] for value in values]
@@ -53,7 +53,7 @@ def _mean(runs: Runs, *path: str | int) -> float | None:
 
 
 def _first(runs: dict[str, Runs], name: str) -> Any:
-    """A part of the diagnostics of the first run that has it; empty where none has."""
+    """Return a part of the diagnostics of the first run that has it, or an empty one."""
     return next((run[name] for each in runs.values() for run in each if run[name]), {})
 
 
@@ -127,7 +127,7 @@ def _exponents(runs: dict[str, Runs]) -> Section:
 
 
 def _spaced(count: int, wanted: int) -> list[int]:
-    """Positions spread evenly over so many, the first and the last among them."""
+    """Return `wanted` evenly spaced positions of `count`, including the first and the last."""
     return sorted({round((count - 1) * part / (wanted - 1)) for part in range(wanted)}) if count else []
 
 

@@ -1,4 +1,4 @@
-"""A study as a list of runs, and whether a folder holds the same study."""
+"""The runs of a study, and the comparison with the study that a folder holds."""
 
 import dataclasses
 from pathlib import Path
@@ -15,8 +15,8 @@ class PlannedRun(NamedTuple):
 
     Attributes:
         pool: label of the head.
-        seed: of order, draws and initial values.
-        config: the run's own.
+        seed: seed of data order, augmentation and initial values.
+        config: config of the run.
     """
 
     pool: str
@@ -25,7 +25,7 @@ class PlannedRun(NamedTuple):
 
 
 def plan_runs(config: CompareConfig) -> list[PlannedRun]:
-    """All runs: seed by seed, so that a study cut short still compares whole seeds."""
+    """Return all runs, seed by seed, so that an interrupted study still has complete seeds."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     return [
         PlannedRun(str(pool.label), seed, _run_config(shared, config, pool, seed))
@@ -41,11 +41,11 @@ def _run_config(shared: dict[str, Any], config: CompareConfig, pool: PoolConfig,
 
 
 def check_same_study(config: CompareConfig, recipe: dict[str, Any]) -> None:
-    """A folder holds one recipe; heads and seeds may be added to it.
+    """Check that a folder holds no study with another recipe. Heads and seeds may be added to a study.
 
     Args:
-        config: of the study asked for.
-        recipe: its plain form.
+        config: config of the study.
+        recipe: the same as plain dicts.
 
     Raises:
         ConfigError: the folder holds a study with another recipe; the first difference is named.

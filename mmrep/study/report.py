@@ -1,4 +1,4 @@
-"""A study's results as tables: on the terminal, and as report.md."""
+"""The report of a study: tables on the terminal, and report.md."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from mmrep.study.statistics import MIN_SEEDS
 
 RESULTS = "results.json"
 SCHEMA = 2
-"""Format of results.json. 1 had verdicts on every metric, adjusted over all of them."""
+"""Version of the format of results.json. Version 1 had verdicts on every metric."""
 
 PRIMARY = re.compile(
     r"(lp_|finetune_|corruption_)?acc1|(knn|occlusion)_acc1@.+|mean_average_precision"
     r"|((reranked_)?image|text)_retrieval_recall@1|instance_(medium_|hard_)?map|(text_|image_)?acc"
 )
-"""The main metrics of the tasks."""
+"""Names of the main metrics of the tasks."""
 FEW_PATCHES = 64
 EXPLORATORY = "Exploratory: intervals of single differences, unadjusted, no verdicts."
 
@@ -58,7 +58,7 @@ class _Difference(TypedDict):
 
 
 class _Results(TypedDict):
-    """What results.json of a study holds."""
+    """The content of a study's results.json."""
 
     schema: int
     baseline: str
@@ -76,12 +76,12 @@ class _Results(TypedDict):
 
 
 def pools_of(results: dict[str, Any]) -> list[str]:
-    """Labels of the heads, in the order of the study."""
+    """Return the labels of the heads, in the order of the study."""
     return list(dict.fromkeys(run["pool"] for run in results["runs"]))
 
 
 def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
-    """Names of the metrics; the main ones only, if `primary`, and all of a set that has none of those."""
+    """Return the names of all metrics or, if `primary`, of each set's main metrics, where it has any."""
     names = list(dict.fromkeys(name for run in results["runs"] for name in run["metrics"]))
     main = [name for name in names if PRIMARY.fullmatch(name.rpartition("/")[2])]
     served = {name.rpartition("/")[0] for name in main}
@@ -143,7 +143,7 @@ def _judged(difference: dict[str, Any] | None, results: dict[str, Any]) -> list[
 
 
 def cost_rows(results: dict[str, Any]) -> list[list[str]]:
-    """A row a head: parameters, multiply-adds, speed, memory (means over seeds)."""
+    """Return a row for each head: parameters, multiply-adds, speed, memory, as means over seeds."""
     rows = [["pool", *(title for title, _ in _COSTS.values())]]
     for pool in pools_of(results):
         costs = [run["cost"] for run in results["runs"] if run["pool"] == pool]
@@ -152,7 +152,7 @@ def cost_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """What a reader has to know before believing the tables."""
+    """Return the remarks that a reader needs to judge the tables."""
     seeds = sorted({run["seed"] for run in results["runs"]})
     lines = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} a head; differences are percentage points."]
     if len(seeds) < MIN_SEEDS:
@@ -188,7 +188,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def terminal(results: dict[str, Any]) -> str:
-    """The study as text for a terminal."""
+    """Return the study as text for a terminal."""
     parts = [align(cost_rows(results))]
     parts += [f"\n{section.title}\n{align(section.rows)}" for section in sections(results) if section.short]
     parts += ["", *(f"• {line}" for line in remarks(results))]
@@ -201,7 +201,7 @@ def terminal(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any], title: str) -> str:
-    """The study as Markdown."""
+    """Return the study as Markdown."""
     parts = [f"# {title}", "\n".join(f"- {line}" for line in remarks(results))]
     primary = results["primary"]
     if primary:
@@ -232,17 +232,17 @@ def markdown(results: dict[str, Any], title: str) -> str:
 
 
 def write_report(folder: Path, results: dict[str, Any]) -> Path:
-    """Writes report.md into a study's folder."""
+    """Write report.md into the folder of a study."""
     place = folder / "report.md"
     place.write_text(markdown(results, f"Study {folder.resolve().name}"), encoding="utf-8")
     return place
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return what results.json of a study holds.
+    """Return the content of a study's results.json.
 
     Raises:
-        ConfigError: there is none, it is of another format, or a field is missing or of another type.
+        ConfigError: the file is missing or has another format, or a field is missing or has another type.
     """
     place = folder / RESULTS
     try:
@@ -263,7 +263,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _check_whole(results: dict[str, Any], place: Path) -> None:
-    """Raise ConfigError unless all runs have the same figures, and everything can be shown."""
+    """Raise ConfigError unless all runs have the same metrics and the report can be made."""
     runs = results["runs"]
     require(bool(runs), f"{place}: runs: expected at least one")
     metrics = [None, *runs[0]["metrics"]]

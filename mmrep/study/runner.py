@@ -1,4 +1,4 @@
-"""Runs a study: trains what is missing, proves that runs are paired, gathers results."""
+"""Running a study: training what is missing, checking that runs are paired, collecting results."""
 
 import logging
 import math
@@ -25,18 +25,18 @@ LOG = logging.getLogger("mmrep")
 
 
 def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
-    """Trains every head with every seed, evaluates once a run, compares; a second call continues where the first ended.
+    """Train every head with every seed, evaluate each run once, and compare. Another call continues an interrupted one.
 
     Args:
-        config: the study and the recipe its runs share.
-        resume_command: printed when a signal ends it.
+        config: the study, and the recipe that its runs share.
+        resume_command: command to print when a signal ends the study.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
         ConfigError: the folder holds another study.
-        Stopped: a signal ended it.
+        Stopped: a signal ended the study.
     """
     distributed.start()
     folder = Path(config.output_dir)
@@ -64,7 +64,7 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
 
 
 def _conclude(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
-    """Gather results and look inside the models; on all processes, since models are evaluated on all."""
+    """Collect results and diagnose the models. This is a collective, since models are evaluated on all processes."""
     folder, first = Path(config.output_dir), distributed.rank() == 0
     results = collect(config, runs)
     if first:
@@ -84,7 +84,7 @@ def write_study(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _check_pool(run: PlannedRun) -> None:
-    """Refuse a run found in the folder under this label that is of another head."""
+    """Raise ConfigError where the folder holds a run of another head under this label."""
     place = Path(run.config.output_dir) / RUN_CONFIG
     before = read_config(place).get("model", {}).get("pool") if place.is_file() else None
     if before not in (None, run.config.model.pool):
@@ -92,7 +92,7 @@ def _check_pool(run: PlannedRun) -> None:
 
 
 def collect(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
-    """The study's results, in the schema of results.json."""
+    """Return the results of a study as results.json has them."""
     entries, evidence = [], {}
     for run in runs:
         place = Path(run.config.output_dir)
@@ -102,7 +102,7 @@ def collect(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
             {
                 "pool": run.pool,
                 "seed": run.seed,
-                # Ranks and the like, which have no chance level, are not compared.
+                # Figures without a chance level, such as ranks, are not compared.
                 "metrics": {f"{r['dataset']}/{name}": r["metrics"][name] for r in found for name in r["chance"]},
                 "chance": {f"{r['dataset']}/{name}": value for r in found for name, value in r["chance"].items()},
                 "items": {f"{r['dataset']}/{name}": r["n"] for r in found for name in r["chance"]},
@@ -134,7 +134,7 @@ def collect(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
 
 
 def _patch_tokens(run: PlannedRun) -> int | None:
-    """Patch tokens of the trunk, by the size of the saved position embedding's grid."""
+    """Return the number of patch tokens of the trunk, or None where the config does not give it."""
     args = run.config.model.image.args
     if {"img_size", "patch_size"} <= set(args) and isinstance(args["img_size"], int):
         return int(args["img_size"] // args["patch_size"]) ** 2
@@ -142,13 +142,14 @@ def _patch_tokens(run: PlannedRun) -> int | None:
 
 
 def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], preserve: bool = False) -> str:
-    """Why runs of one seed did not see the same batches or did not start equal where they share a parameter; empty
-    if they did.
+    """Return why runs of one seed are not paired, or an empty text.
+
+    Paired runs saw the same batches and started with equal values wherever they share a parameter.
 
     Args:
-        evidence: by head and seed, the digest of all batches and the digests of all initial parameters (shape first).
-        preserve: whether the heads were grafted onto a trained one, so that projections start at zero where a head
-            has new columns.
+        evidence: for each head and seed, the digest of all batches and the digests of all initial parameters, each
+            after the shape.
+        preserve: whether the heads were grafted onto a trained one. Projections of new columns then start at zero.
     """
     own = ("image.pool.", "image.projection.", "image.auxiliary_projections.") if preserve else ("image.pool.",)
     seen: dict[int, tuple[str, str]] = {}
@@ -170,7 +171,7 @@ def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], preser
 def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | None:
     """Return the metric that verdicts are about: the one asked for, else the first set's main metric.
 
-    A metric that was asked for and that no set has gives no verdicts, and a warning: the runs are done by then.
+    A metric that no set has means a warning and no verdicts rather than an error, because the runs are done by then.
     """
     names = list(entries[0]["metrics"])
     if asked is not None and asked not in names:
@@ -184,7 +185,7 @@ def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | No
 def compare_to_baseline(
     entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
 ) -> list[Difference]:
-    """Return every other head against the baseline, in every metric, over the seeds both have."""
+    """Return the differences of every other head to the baseline in every metric, over the seeds that both have."""
     by_pool: dict[str, dict[int, dict[str, float]]] = {}
     for entry in entries:
         by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]

@@ -1,16 +1,16 @@
-"""Paired differences between heads. The unit of inference is the training run: differences are taken seed by seed.
+"""Paired differences between heads. The unit of inference is the training run: differences are taken for each seed.
 
-A bootstrap over test images alone calls half of all null differences real when seeds vary more than images do, and
-an exact sign-flip test can't reach 5% with 5 seeds; the t interval over seeds holds its level with 3 or more.
+Where seeds vary more than images, a bootstrap over test images alone declares half of all null differences real. An
+exact sign-flip test cannot reach 5% with 5 seeds. The t interval over seeds holds its level with 3 seeds or more.
 
-Verdicts are about one metric, the study's primary one: a comparison of every head with the baseline in it is one
-family. All other metrics are exploratory: they have an interval of their own, and no verdict.
+Verdicts are about one metric, the study's primary one; the comparisons of all heads with the baseline in it are one
+family. All other metrics are exploratory: they have intervals of single differences, and no verdict.
 
-A metric of n test items moves in steps of q = 1/n. Rounding to that grid moves a difference of two values by an error
-of variance 2 · q²/12, and since the items are the same for all seeds, so can the error be: it does not average out. So
-the standard error of a mean difference is never taken for less than q/√6. Without that floor, seeds that agree to the
-last digit have no spread, and one item is proof (with it, the level holds in the simulations of
-tests/study/test_statistics.py for rounded, sparse and coin-flip differences, with 3 seeds and more).
+A metric of n test items moves in steps of q = 1/n. Rounding to these steps adds an error of variance 2 · q²/12 to a
+difference of two values. All seeds are tested on the same items, so they may share this error, and it does not
+average out. Therefore the standard error of a mean difference is taken to be at least q/√6. Without this floor, seeds
+that agree to the last digit would have no spread, and one item would be a proof. With it, the level holds in the
+simulations of tests/study/test_statistics.py for rounded, sparse and coin-flip differences, with 3 seeds and more.
 """
 
 import math
@@ -22,22 +22,22 @@ NO_VERDICT = f"difference of means; fewer than {MIN_SEEDS} seeds, so no interval
 
 
 class Difference(NamedTuple):
-    """How head `a` differs from head `b` in a metric.
+    """The difference of head `a` to head `b` in a metric.
 
     Attributes:
         metric: `DATASET/METRIC`.
         a: label of a head.
         b: label of the baseline.
-        mean: of a − b over the seeds.
-        low: lower end of the confidence interval: of the primary metric simultaneous over its contrasts, else of this
-            difference alone. None below 3 seeds.
-        high: upper end.
+        mean: mean of a − b over the seeds.
+        low: lower end of the confidence interval, or None below 3 seeds. Intervals of the primary metric hold
+            simultaneously for all its contrasts, other ones for this difference alone.
+        high: upper end of the interval.
         p: two-sided p-value of this difference alone.
-        p_adjusted: for the contrasts of the primary metric; None for others.
-        method: how low, high and p were found.
+        p_adjusted: p-value adjusted for all contrasts of the primary metric; None for other metrics.
+        method: method that low, high and p come from.
         seeds: number of paired seeds.
-        verdict: `better`, `worse`, `can't tell`; None below 3 seeds, and for metrics that are not the primary one.
-        exploratory: whether the metric is another than the primary one.
+        verdict: `better`, `worse` or `can't tell`; None below 3 seeds and for exploratory metrics.
+        exploratory: whether the metric is not the primary one.
     """
 
     metric: str
@@ -61,9 +61,9 @@ class Paired(NamedTuple):
         metric: `DATASET/METRIC`.
         a: label of the head.
         b: label of the baseline.
-        values_a: of head `a`.
-        values_b: of head `b`.
-        resolution: the step that the metric moves in, 1/n for n test items; above 0.
+        values_a: values of head `a`.
+        values_b: values of head `b`.
+        resolution: the step that the metric moves in, 1/n for n test items.
     """
 
     metric: str
@@ -75,7 +75,7 @@ class Paired(NamedTuple):
 
     @property
     def differences(self) -> list[float]:
-        """a − b of each seed."""
+        """The differences a − b, one for each seed."""
         return [x - y for x, y in zip(self.values_a, self.values_b, strict=True)]
 
 
@@ -90,14 +90,13 @@ def standard_error(differences: list[float], resolution: float) -> float:
 def compare_pairs(pairs: list[Paired], primary: str | None, confidence: float) -> list[Difference]:
     """Return differences with intervals, and verdicts on the primary metric.
 
-    The m contrasts of the primary metric are judged together: intervals at level 1 − (1 − confidence)/m hold at once
-    (Bonferroni), p-values are multiplied by m, and a verdict is given where the interval leaves out zero. Holm's
-    step-down would reject a little more from the second contrast on, but has no two-sided simultaneous intervals that
-    agree with its verdicts.
+    The m contrasts of the primary metric are judged together (Bonferroni): intervals have level 1 − (1 − confidence)/m
+    and hold simultaneously, p-values are multiplied by m, and there is a verdict where the interval excludes zero.
+    Holm's step-down would reject slightly more, but has no simultaneous intervals that agree with its verdicts.
 
     Args:
-        pairs: each head against the baseline, in every metric.
-        primary: the primary metric; None: there is none, and all are exploratory.
+        pairs: values of each head and the baseline in every metric.
+        primary: the primary metric; with None all metrics are exploratory.
         confidence: level of the intervals.
     """
     family = sum(pair.metric == primary and len(pair.values_a) >= MIN_SEEDS for pair in pairs)
@@ -105,7 +104,7 @@ def compare_pairs(pairs: list[Paired], primary: str | None, confidence: float) -
 
 
 def _difference(pair: Paired, family: int | None, confidence: float) -> Difference:
-    """Return one difference; `family` is the number of contrasts judged with it, None for an exploratory one."""
+    """Return one difference. `family` is the number of contrasts judged together, or None for an exploratory metric."""
     differences = pair.differences
     count, mean = len(differences), math.fsum(differences) / len(differences)
     names = (pair.metric, pair.a, pair.b, mean)

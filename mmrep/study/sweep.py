@@ -1,4 +1,4 @@
-"""Choosing the exponent after training: one pass of the trunk over held-out images, the head once for each p.
+"""Choosing the exponent after training: the trunk runs once over held-out images, the head once for each p.
 
 SuperGlobal (Shao et al., arXiv 2308.06954) sets p of a model trained otherwise in this way.
 """
@@ -34,8 +34,8 @@ class State(NamedTuple):
     """A head under test.
 
     Attributes:
-        p: of all its exponents; None: the trained head as it is.
-        head: shares all parameters but the exponents with the other states.
+        p: value of all its exponents; None for the trained head as it is.
+        head: the head. It shares all parameters but the exponents with the other states.
     """
 
     p: float | None
@@ -43,17 +43,17 @@ class State(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In results."""
+        """The state's name in results."""
         return "trained" if self.p is None else f"p={self.p:g}"
 
 
 class Sweep(NamedTuple):
-    """What a sweep found.
+    """The results of a sweep.
 
     Attributes:
-        states: the trained one first, then by rising p.
-        results: of each state, on each set.
-        put_in: the head that stands in place of the trained one for every p; None: it is the trained one.
+        states: the trained head first, then by rising p.
+        results: results of each state on each set.
+        put_in: the head that replaces the trained one for every p, or None where the trained one is swept.
     """
 
     states: list[State]
@@ -64,19 +64,19 @@ class Sweep(NamedTuple):
 def sweep(
     model: DualEncoder, sets: Sequence[EvalSet], asked: SweepConfig, config: EvaluationConfig, quiet: bool = True
 ) -> Sweep:
-    """Evaluates a model as trained, and with all exponents set to each p.
+    """Evaluate a model as trained, and with all its exponents set to each p.
 
     Args:
-        model: in evaluation mode; it is left as it is.
-        sets: what to evaluate on; each image is decoded once and goes through the trunk once.
-        asked: the exponents, and the head if not the model's own.
+        model: the model in evaluation mode. It is not changed.
+        sets: sets to evaluate on. Each image is decoded once and passes the trunk once.
+        asked: the exponents, and the head that replaces the model's own.
         config: batch sizes, workers.
         quiet: show no progress bars.
 
     Raises:
-        ConfigError: no exponents to set, and no head that could be put in; a set that `check_sweepable` refuses.
-        DataError: a sample that can't be read.
-        MmrepError: embeddings that are not finite.
+        ConfigError: there are no exponents to set and no head that fits, or a set cannot be swept.
+        DataError: a sample is unreadable.
+        MmrepError: embeddings are not finite.
     """
     check_sweepable(sets)
     put_in, head = _swept_head(model, asked)
@@ -102,7 +102,7 @@ def sweep(
 
 
 def check_sweepable(sets: Sequence[EvalSet]) -> None:
-    """Raises ConfigError for a set that asks for more than zero-shot accuracy or retrieval."""
+    """Raise ConfigError for a set with other tasks than zero-shot classification and retrieval."""
     for evalset in sets:
         kind = "a multilabel set" if evalset.multilabel else None
         other = next((task for task in (evalset.task, *evalset.tasks) if task not in ("zeroshot", "retrieval")), None)
@@ -115,7 +115,7 @@ def check_sweepable(sets: Sequence[EvalSet]) -> None:
 
 
 def _swept_head(model: DualEncoder, asked: SweepConfig) -> tuple[PoolConfig | None, PoolingHead]:
-    """The head whose exponents are set, with its config where it is not the model's own."""
+    """Return the head whose exponents are set, with its config where it is not the model's own."""
     own, image = model.image.pool, model.image
     name = model.config.pooling.name
     if asked.pool is None and exponents_of(own) is not None:
@@ -134,7 +134,7 @@ def _swept_head(model: DualEncoder, asked: SweepConfig) -> tuple[PoolConfig | No
 
 
 def _at(head: PoolingHead, p: float) -> PoolingHead:
-    """The head with all exponents set; other parameters are shared, not copied."""
+    """Return a copy of a head with all exponents set to p. Other parameters are shared, not copied."""
     shared = {id(value): value for name, value in head.named_parameters() if not name.endswith("log_exponent")}
     other = copy.deepcopy(head, shared)
     for module in other.modules():
@@ -144,13 +144,13 @@ def _at(head: PoolingHead, p: float) -> PoolingHead:
 
 
 def _embed(model: DualEncoder, head: PoolingHead, tokens: Tokens) -> Tensor:
-    """What the image tower makes of its trunk's tokens with a head."""
+    """Return the image tower's embedding of its trunk's tokens with another head."""
     image = model.image
     return image.project(head(tokens if head.num_stages else tokens._replace(stages=())).embedding)
 
 
 def _evaluate(model: DualEncoder, evalset: EvalSet, embedded: list[Tensor], text_batch: int) -> list[Evaluation]:
-    """Every state's metrics; the texts, which no head changes, are encoded once."""
+    """Return the metrics of every state. The texts, which no head changes, are encoded once."""
     positions = range(len(evalset.records))
     if evalset.task == "zeroshot":
         classes = embed_classes(model, evalset, text_batch)

@@ -1,4 +1,4 @@
-"""A sweep's findings: the best p, a table, sweep.json."""
+"""The results of a sweep: the best p, a table, sweep.json."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ FILE = "sweep.json"
 
 
 def score(results: Sequence[Result], metric: str) -> float:
-    """A state's `METRIC`, as the mean over the sets that have it, or its `SET/METRIC`."""
+    """Return a state's `METRIC` as the mean over the sets that have it, or its `SET/METRIC`."""
     found = _having(results, metric)
     return math.fsum(result.evaluation.metrics[name] for result, name in found) / len(found)
 
 
 def best_state(swept: Sweep, metric: str) -> int:
-    """Which state is best; among equals the trained one, then the least p."""
+    """Return the number of the best state. Among equals it is the trained one, then the one of the smallest p."""
     scores = [score(results, metric) for results in swept.results]
     return scores.index(max(scores))
 
 
 def near_best(swept: Sweep, metric: str) -> list[State]:
-    """The other states that two standard errors, paired over images, don't tell from the best."""
+    """Return the other states whose difference to the best is within two standard errors, paired over images."""
     best = best_state(swept, metric)
     top = _having(swept.results[best], metric)
     near = []
@@ -43,13 +43,13 @@ def near_best(swept: Sweep, metric: str) -> list[State]:
 
 
 def _having(results: Sequence[Result], metric: str) -> list[tuple[Result, str]]:
-    """The results on sets that a metric is about, and its name there."""
+    """Return the results on the sets that have a metric, and the name of the metric there."""
     place, _, name = metric.rpartition("/")
     return [(r, name) for r in results if name in r.evaluation.metrics and place in ("", r.evalset.name)]
 
 
 def sweep_table(swept: Sweep) -> str:
-    """A row a metric, a column a state: percentages, the best of each row with a star."""
+    """Return a table of percentages with a row for each metric and a column for each state. A star marks the best."""
     rows = [["set", "metric", "n", "chance %", "±", *(state.name.rjust(6) for state in swept.states)]]
     for each in zip(*swept.results, strict=True):
         evalset = each[0].evalset
@@ -70,7 +70,7 @@ def sweep_table(swept: Sweep) -> str:
 
 
 def remarks(swept: Sweep, metric: str, trained: str, chosen_on: str, tests: Sequence[str] = ()) -> list[str]:
-    """What stands below the table.
+    """Return the remarks below the table.
 
     Args:
         swept: of `sweep`.
@@ -111,12 +111,12 @@ def _heads(swept: Sweep, trained: str) -> str:
 
 
 def negatives_of(swept: Sweep) -> list[str]:
-    """How the power means under test treat negative tokens."""
+    """Return how the swept power means treat negative tokens."""
     return sorted({module.negatives for module in swept.states[-1].head.modules() if isinstance(module, GGeM)})
 
 
 def write_sweep(swept: Sweep, metric: str, path: Path, about: dict[str, Any]) -> None:
-    """Writes sweep.json.
+    """Write sweep.json.
 
     Args:
         swept: of `sweep`.

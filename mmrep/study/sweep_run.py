@@ -1,4 +1,4 @@
-"""`mmrep sweep`: p chosen on the images that a finished run held out."""
+"""The sweep of a finished run on the images that it held out."""
 
 import copy
 import dataclasses
@@ -44,7 +44,7 @@ def sweep_run(
     evaluation: EvaluationConfig | None = None,
     quiet: bool = True,
 ) -> str:
-    """Sweeps a finished run and writes sweep.json.
+    """Sweep the exponent of a finished run, and write sweep.json.
 
     Args:
         run: its folder.
@@ -106,7 +106,7 @@ def sweep_run(
 
 
 def check_sweep(place: Path, question: Mapping[str, object]) -> None:
-    """Refuse to overwrite a sweep with one that answers another question.
+    """Check that a sweep overwrites no sweep that answers another question.
 
     Raises:
         ConfigError: the file holds another sweep.
@@ -125,7 +125,7 @@ def check_sweep(place: Path, question: Mapping[str, object]) -> None:
 
 
 def held_out_sets(config: TrainConfig, run: Path) -> list[EvalSet]:
-    """The validation split of a run, as its training had it.
+    """Return the validation split of a run, as in its training.
 
     Raises:
         ConfigError: it has none.
@@ -144,13 +144,13 @@ def held_out_sets(config: TrainConfig, run: Path) -> list[EvalSet]:
 
 
 def tests_among(given: Sequence[SetConfig], config: TrainConfig) -> list[str]:
-    """Which of the sets given are test sets of the run."""
+    """Return the paths of the given sets that are test sets of the run."""
     tests = {(Path(test.path).resolve(), test.split) for test in config.evaluation.sets}
     return [each.path for each in given if (Path(each.path).resolve(), each.split) in tests]
 
 
 def primary_metric(sets: Sequence[EvalSet], asked: str | None) -> str:
-    """The metric that the best is chosen by: `METRIC` or `SET/METRIC`.
+    """Return the metric that the best state is chosen by, as `METRIC` or `SET/METRIC`.
 
     Raises:
         ConfigError: no set has the metric asked for.
@@ -170,7 +170,7 @@ def _metrics(evalset: EvalSet) -> list[str]:
 
 
 def save_state(model: DualEncoder, state: State, put_in: PoolConfig | None, folder: Path) -> None:
-    """Writes the model with the head of a state, as `mmrep.load` takes it."""
+    """Write the model with the head of a state to a folder that `mmrep.load` reads."""
     image = model.image
     shared = (model.text, model.tokenizer, image.trunk, image.norm, image.projection)
     other = copy.deepcopy(model, {id(part): part for part in shared})

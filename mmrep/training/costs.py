@@ -33,7 +33,8 @@ def image_gmacs(model: DualEncoder) -> float:
 
 @torch.inference_mode()
 def images_per_second(model: DualEncoder, batch: int) -> float:
-    """Images the image tower embeds in a second, from the fastest of several batches (others share the machine)."""
+    """Return the images that the image tower embeds in a second. The fastest of several batches counts, since other
+    processes share the machine."""
     images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
     training = model.training
     model.eval()

@@ -33,7 +33,7 @@ def test_making_room_spares_what_others_are_writing(tmp_path: Path, monkeypatch:
 
 
 def test_making_room_removes_what_a_killed_process_was_making(tmp_path: Path) -> None:
-    left = tmp_path / "set.pixels.0123.tmp"
+    left = tmp_path / ".writing-set.pixels-0123"
     left.write_bytes(b"half")
     assert DecodedImages.open(tmp_path, "another", SIZES, 1 << 20) is not None
     assert not left.exists()
@@ -59,4 +59,4 @@ def test_first_uses_of_one_cache_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 6
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".writing-*"))

@@ -207,7 +207,7 @@ def test_killed_in_creation_leaves_nothing_that_others_trust(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", killed)
         assert in_child(lambda: open_store(tmp_path)) == -signal.SIGKILL
-    assert [path.suffix for path in tmp_path.iterdir() if path.name != "lock"] == [".tmp"]
+    assert [path.name[:9] for path in tmp_path.iterdir() if path.name != "lock"] == [".writing-"]
     store = open_store(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "lock", store.path])
     assert filled(store) == 0

@@ -240,7 +240,7 @@ class ShardCache:
             if over <= 0:
                 break
             part = _PART.fullmatch(path.name)
-            if self._drop_part(path, part[1]) if part else _drop_copy(path):
+            if self._drop_part(path, part[1]) if part else remove_unused(path):
                 over -= size
         return over
 
@@ -357,8 +357,8 @@ def _lies_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _drop_copy(path: Path) -> bool:
-    """Remove a copy unless it is in use; return whether it was removed."""
+def remove_unused(path: Path) -> bool:
+    """Remove a file unless a process holds a lock on it; return whether it was removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
