@@ -28,9 +28,9 @@ def patch_weights(
     - Where the embedding is linear in the tokens (avg; cls, with zeros), a weight is the patch's exact share, and the
       weights sum to 1, or to the cosine with `toward`, minus what the class token and biases add. This holds also for
       power means of positive tokens, which are homogeneous of degree 1 (Euler).
-    - Heads with softmax or MLP are approximated to first order. The distance of the sum from 1 tells how well. - A
-    LayerNorm in the head or after it ignores the size of its input, so its gradient × input would be 0. It is treated
-      as linear, with the standard deviation of this input as a constant (Ali et al., arXiv 2202.07304).
+    - Heads with softmax or MLP are approximated to first order. The distance of the sum from 1 tells how well.
+    - A LayerNorm in the head or after it ignores the size of its input, so its gradient × input would be 0. It is
+      treated as linear, with the standard deviation of this input as a constant (Ali et al., arXiv 2202.07304).
     - For a head that reads earlier stages the weights are summed over the stages.
 
     Args:
