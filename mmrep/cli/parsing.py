@@ -213,7 +213,7 @@ def _split(kind: Any, argv: Sequence[str], positional: str | None) -> tuple[list
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected {quoted(word)}: options begin with --")
+            raise ConfigError(f"unexpected {quoted(word)}: options begin with --, as in --config FILE")
         name, equals, value = word.removeprefix("--").partition("=")
         if name == "print_config":
             flags.append(word)
