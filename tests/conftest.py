@@ -137,7 +137,7 @@ def recipe(colour_set: Path, tmp_path: Path) -> Callable[..., Any]:
     """`recipe("name", training={"steps": 8}, …)`: see `recipes.make_recipe`; runs lie in the test's own folder."""
     from recipes import make_recipe
 
-    import mmrep.training.trainer
+    import mmrep.diagnostics.resolution
 
-    mmrep.training.trainer.SPEED_SECONDS = 0.0  # a few batches instead of half a second
+    mmrep.diagnostics.resolution.SECONDS = 0.0  # a few batches instead of half a second
     return lambda name="run", **parts: make_recipe(colour_set, tmp_path / name, **parts)

@@ -10,6 +10,9 @@ from mmrep.config.checks import at_least
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.resolution import at_resolution
 
+SECONDS = 0.5
+"""Default duration of a measurement of latency."""
+
 
 class ResolutionPoint(NamedTuple):
     """One model at one image size.
@@ -28,13 +31,13 @@ class ResolutionPoint(NamedTuple):
 
 
 @torch.inference_mode()
-def latency(model: DualEncoder, batch: int = 32, seconds: float = 0.5) -> float:
+def latency(model: DualEncoder, batch: int = 32, seconds: float | None = None) -> float:
     """Return the seconds that the image tower takes for an image, in the fastest batch (others may share the machine).
 
     Args:
         model: the model.
         batch: images in a batch; 1 measures the latency of a single request.
-        seconds: duration of the measurement, after a warm-up.
+        seconds: duration of the measurement, after a warm-up; None takes half a second.
 
     Raises:
         ConfigError: `batch` is below 1.
@@ -45,7 +48,7 @@ def latency(model: DualEncoder, batch: int = 32, seconds: float = 0.5) -> float:
     model.eval()
     names = {"encode": model.encode_image, "images": images}
     timer = Timer("encode(images)", globals=names, num_threads=torch.get_num_threads())
-    measured = timer.blocked_autorange(min_run_time=seconds)
+    measured = timer.blocked_autorange(min_run_time=SECONDS if seconds is None else seconds)
     model.train(training)
     return min(measured.times) / batch
 
@@ -55,7 +58,7 @@ def over_resolution(
     sizes: Sequence[int | tuple[int, int]],
     accuracy: Callable[[DualEncoder], float],
     batch: int = 32,
-    seconds: float = 0.5,
+    seconds: float | None = None,
 ) -> list[ResolutionPoint]:
     """Measure accuracy and latency at several image sizes (as in MMCAP, figure 8), in the order of `sizes`.
 

@@ -33,8 +33,6 @@ from mmrep.training.resume import is_finished, plain
 from mmrep.training.signals import Stopped, StopSignal
 
 LOG = logging.getLogger("mmrep")
-SPEED_SECONDS = 0.5
-"""Seconds that the inference speed is measured for."""
 
 
 def train(config: TrainConfig, resume_command: str, label: str = "train") -> Path:
@@ -244,7 +242,7 @@ def costs(run: Run, peak_mb: float) -> dict[str, float]:
         "params": count_parameters(run.model),
         "gmacs": round(image_gmacs(run.model), 6),
         "pairs_per_s": round(statistics.median(rates), 2) if rates else 0.0,
-        "images_per_s": round(1 / latency(run.model, run.config.evaluation.batch_size, SPEED_SECONDS), 2),
+        "images_per_s": round(1 / latency(run.model, run.config.evaluation.batch_size), 2),
         "peak_mb": round(peak_mb, 1),
     }
 
