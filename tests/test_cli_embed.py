@@ -109,10 +109,9 @@ def test_texts_that_are_cut_are_counted_by_model(
         assert f"queries: 1 of 2 texts are longer than the 16 tokens of the context of {name} and are cut" in logged
 
 
-def test_parquet(saved: Path, colour_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet(saved: Path, colour_set: Path, tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    monkeypatch.setattr("mmrep.evaluation.embedding.written._GROUP", 7)
     command = ["embed", "--model", str(saved / "avg"), "--data", str(colour_set / "retrieval")]
     for form in ("parquet", "npy"):
         assert main([*command, "--format", form, "--output_dir", str(tmp_path / form)]) == 0

@@ -3,14 +3,26 @@
 import dataclasses
 import re
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import mmrep
-from mmrep.cli import find_verb
+from mmrep.cli import VERBS, find_verb
+from mmrep.cli.help import field_texts
+from mmrep.cli.pack import FORMATS
 from mmrep.cli.parsing import parse
+from mmrep.cli.pools import pool_rows
+from mmrep.config.pools import load_plugins, registered_pools
 from mmrep.config.tree import CompareConfig
+from mmrep.markup import markdown_table
+from mmrep.model.load import save_model
+from mmrep.pooling import Tokens
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,11 +44,12 @@ def check(command: list[str]) -> None:
     verb, rest = command[1], command[2:]
     if command[0] == "accelerate":
         verb, rest = "train", command[command.index("train.py") + 1 :]
-    if verb == "data" and rest[0] != "pack":
+    if verb == "data":
         verb, rest = f"data {rest[0]}", rest[1:]
-    if verb != "data":
-        found = find_verb(verb)
-        parse(found.kind(rest), verb, found.prepare(rest), found.positional)
+    found = find_verb(verb)
+    if verb == "data pack":
+        found, rest = found[rest[0]], rest[1:]
+    parse(found.kind(rest), verb, found.prepare(rest), found.positional)
 
 
 def test_readme_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,25 +75,72 @@ def test_the_two_commands_of_the_readme() -> None:
     assert f"\n{start}pytest\n" in README
 
 
-def test_every_place_the_readme_names_exists() -> None:
-    for place in re.findall(r"^\| (`[^|]*) \|", README[README.index("## Where things are") :], re.MULTILINE):
+def test_every_place_that_the_development_page_names_exists() -> None:
+    page = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    for place in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE):
         for name in re.findall(r"`([\w/.]+)`", place):
             assert (ROOT / name).exists(), name
 
 
-def test_every_pool_stands_in_the_readme() -> None:
-    table = README[README.index("### Poolings") : README.index("### Data")]
-    assert set(mmrep.list_pools()) - {"topk"} <= set(re.findall(r"`(\w+)`", table))
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "launch" / "README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_field_is_documented() -> None:
-    """--help shows the line of a field's docstring."""
+@pytest.mark.parametrize("page", ["README.md", "docs/pooling.md"])
+def test_the_tables_of_heads_are_those_of_the_registry(page: str) -> None:
+    own = [pool for pool in registered_pools().values() if pool.head.startswith("mmrep.")]
+    assert markdown_table(pool_rows(own), code=(0, 2)) in (ROOT / page).read_text(encoding="utf-8")
 
-    def walk(kind: type) -> None:
-        text = "".join(base.__doc__ or "" for base in kind.__mro__)
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def user_folder(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a finished run and a photo, as a reader of the documentation has it."""
+    save_model(tiny("ggem"), tmp_path / "runs" / "scenes")
+    Image.new("RGB", (40, 30), (200, 60, 20)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_of_the_readme_runs(user_folder: Path, unchecked: None) -> None:
+    (block,) = python_blocks("README.md")
+    names: dict[str, Any] = {"picture": Image.open("photo.jpg")}
+    exec(block, names)
+    assert names["embedding"].shape == (2, 768) and names["image"].shape == names["text"].shape
+
+
+def test_the_python_of_the_pooling_page_runs(
+    user_folder: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, own, look = python_blocks("docs/pooling.md")
+    exec(build, {})
+    monkeypatch.setattr("mmrep.config.pools._REGISTERED", {k: v for k, v in registered_pools().items() if k != "topk"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_heads.py").write_text(own)
+    load_plugins(["my_heads"])
+    head = mmrep.build_pool("topk", dim=8, k=2)
+    assert head(Tokens(torch.zeros(1, 0, 8), torch.randn(1, 9, 8), (3, 3))).embedding.shape == (1, 8)
+    exec(look, {})
+    with Image.open("map.png") as drawn:
+        assert drawn.size[0] > 0
+
+
+def test_every_help_text_is_a_sentence() -> None:
+    verbs = [find_verb(name) for name in VERBS if name != "data pack"]
+    kinds = {CompareConfig, *(verb.options for verb in verbs), *(verb.options for verb in FORMATS.values())}
+    seen = set()
+    while kinds:
+        kind = kinds.pop()
+        seen.add(kind)
+        texts = field_texts(kind)
         for field in dataclasses.fields(kind):
-            assert f" {field.name}: " in text, f"{kind.__name__}.{field.name}"
-            if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
-                walk(field.default_factory)
-
-    walk(CompareConfig)
+            text = texts.get(field.name, "")
+            assert re.match(r"[A-Z0-9].*[.)]$", text), f"{kind.__name__}.{field.name}: {text!r}"
+            inner = field.default_factory if isinstance(field.default_factory, type) else None
+            if dataclasses.is_dataclass(inner) and inner not in seen:
+                kinds.add(inner)

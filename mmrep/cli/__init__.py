@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mmrep import __version__, agreement
 from mmrep.cli.terminal import say
-from mmrep.config.checks import ConfigError, MmrepError, hint, one_of
+from mmrep.config.checks import ConfigError, MmrepError, hint, one_of, require
 from mmrep.markup import printable
 from mmrep.training.signals import Stopped
 
@@ -54,7 +54,7 @@ VERBS = {
     ),
     "pools": _Entry("pools:VERB", "list pooling heads", "mmrep pools ggem"),
     "data scenes": _Entry("data:SCENES", "write the synthetic set", "mmrep data scenes --output_dir data/scenes"),
-    "data pack": _Entry("data:PACK", "pack images into shards", "mmrep data pack coco --help"),
+    "data pack": _Entry("pack:FORMATS", "pack images into shards", "mmrep data pack coco --help"),
     "data check": _Entry("data:CHECK", "read every sample", "mmrep data check DIR --deep"),
     "data index": _Entry("data:INDEX", "index shards", "mmrep data index DIR --catalog all.npz"),
     "data ledger": _Entry("data:LEDGER", "prove a run's order", "mmrep data ledger runs/x"),
@@ -102,13 +102,20 @@ def _run_verb(words: list[str]) -> None:
             say("usage: mmrep data ACTION [--option value ...]\n\n" + _lines("data "))
             return
         one_of("action", argv[0], actions)
-        if argv[0] == "pack":
-            from mmrep.cli.data import pack
-
-            pack(argv[1:])
-            return
         name, argv = f"data {argv[0]}", argv[1:]
-    verb = find_verb(name)
+    if name == "data pack":
+        from mmrep.cli.help import summary
+        from mmrep.cli.pack import FORMATS
+
+        require(bool(argv), f"expected a FORMAT: {', '.join(FORMATS)}")
+        if argv[0] in ("-h", "--help"):
+            lines = [f"  {each:<13} {summary(found.options)}" for each, found in FORMATS.items()]
+            say("usage: mmrep data pack FORMAT [--option value ...]\n\n" + "\n".join(lines))
+            return
+        one_of("format", argv[0], FORMATS)
+        verb, name, argv = FORMATS[argv[0]], f"data pack {argv[0]}", argv[1:]
+    else:
+        verb = find_verb(name)
     if {"-h", "--help"} & set(argv):
         from mmrep.cli.help import verb_help
 

@@ -1,42 +1,30 @@
 """`mmrep data ACTION`: shards are made, checked and indexed."""
 
-import argparse
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import progress, say
-from mmrep.config.checks import ConfigError, MmrepError, require
+from mmrep.config.checks import MmrepError, require
 from mmrep.config.data import DataConfig, SourceConfig
+from mmrep.config.shards import ScenesSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes:
+class Scenes(ScenesSpec):
     """Write the synthetic set of scenes as shards.
 
     Attributes:
         output_dir: A folder that does not exist yet.
-        size: Rows and columns of an image, in pixels.
-        train: Training images.
-        classes_test: Test images with classes, the same number of each.
-        gallery: Test images with captions, for retrieval.
-        seed: Seed of all images and captions.
     """
 
     output_dir: str
-    size: int = 32
-    train: int = 8000
-    classes_test: int = 1600
-    gallery: int = 500
-    seed: int = 0
 
 
 def _scenes(options: Scenes, _: list[str]) -> None:
-    from mmrep.data.scenes import ScenesSpec, write_scenes
+    from mmrep.data.scenes import write_scenes
 
     values = dataclasses.asdict(options)
     folder = Path(values.pop("output_dir"))
@@ -148,37 +136,6 @@ def _ledger(options: Ledger, _: list[str]) -> None:
     say(report.text())
     if report.problems:
         raise MmrepError(f"{len(report.problems)} problems found")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def pack(argv: list[str]) -> None:
-    """Run `mmrep data pack`."""
-    from tqdm import tqdm
-
-    from mmrep.data.layouts.formats import add_arguments, read_contents
-    from mmrep.data.pack import PackSpec
-    from mmrep.data.pack import pack as write
-
-    parser = _Parser("mmrep data pack", description="Write image files and their annotations as WebDataset shards.")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    spec = PackSpec(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PackSpec)})
-    with tqdm(unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if done == 1:
-                bar.reset(total)
-                bar.set_description(stage)
-            bar.update(done - bar.n)
-
-        write(lambda: read_contents(args), args.output_dir, spec, show)
-    say(f"written: {args.output_dir}")
 
 
 SCENES = Verb(Scenes, _scenes, examples=("mmrep data scenes --output_dir data/scenes",))

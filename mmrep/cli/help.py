@@ -37,7 +37,7 @@ def verb_help(name: str, verb: Verb, width: int | None = None) -> str:
     if width is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     width = max(50, min(width, _WIDEST))
-    about = " ".join((parse(kind.__doc__ or "").description or "").split())
+    about = summary(kind)
     groups = dict(_groups(kind))
     required = [f.name for f in dataclasses.fields(kind) if _needed(f) and f.name != positional]
     words = [positional.upper() if positional else "", *(f"--{name} {name.upper()}" for name in required)]
@@ -53,6 +53,11 @@ def verb_help(name: str, verb: Verb, width: int | None = None) -> str:
     return "\n".join([*lines, *(f"  $ {example}" for example in verb.examples)]).rstrip()
 
 
+def summary(kind: Any) -> str:
+    """Return what a dataclass's docstring says before its attributes, in one line."""
+    return " ".join((parse(kind.__doc__ or "").description or "").split())
+
+
 def _groups(kind: Any, place: str = "", title: str = "Options") -> Iterator[tuple[str, list[_Line]]]:
     """Yield a title and its options for a dataclass and each dataclass within it."""
     texts = field_texts(kind)
@@ -60,7 +65,7 @@ def _groups(kind: Any, place: str = "", title: str = "Options") -> Iterator[tupl
     own, inner = [], []
     if not place and "model" in hints and dataclasses.is_dataclass(hints["model"]):
         own.append(_Line("config", "FILE", "YAML file with options. Later files and options override it."))
-    for field in dataclasses.fields(kind):
+    for field in sorted(dataclasses.fields(kind), key=lambda each: not _needed(each)):
         hinted, text = hints[field.name], texts[field.name]
         if dataclasses.is_dataclass(hinted):
             inner.append((hinted, f"{place}{field.name}.", f"{place}{field.name}: {_lowered(text)}"))

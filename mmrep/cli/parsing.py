@@ -406,15 +406,19 @@ def _explain(error: Exception, kind: Any) -> str:
         inner = _dataclass_in(_type_at(kind, key.rpartition(".")[0]) if "." in key else kind)
         return _unknown(key, kind, list(typing.get_type_hints(inner or kind)))
     union = re.search(
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)", text
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* value: (.*)", text
     )
     if union:
         text = f"{text[: union.start()]}Expected a {union[1]}. Got value: {union[2]}"
-    choice = re.search(r"Expected a (.*typing\.Literal.*)\. Got value: (.*)", text)
-    if choice:
-        place, choices = text[: choice.start()].replace('"', ""), re.findall(r"'([^']*)'", choice[1])
-        near = hint(choice[2], choices)
-        return f"{place}unknown value {quoted(choice[2])}{near} (valid: {', '.join(choices)})"
+    wrong = re.search(r"^\W*([\w.\[\]]+)\W+Expected an? (.+)\. Got value: (.*)", text)
+    if wrong:
+        place, kinds, value = wrong.groups()
+        choices = re.findall(r"'([^']*)'", kinds)
+        if choices:
+            near = hint(value, choices)
+            return f"{place}: unknown value {quoted(value)}{near} (valid: {', '.join(choices)})"
+        named = [kind for kind in kinds.split(", ") if kind != "NoneType"]
+        return f"{place}: expected {' or '.join(named)}, got {quoted(value)}"
     missing = re.search(r"following arguments are required: (.+)", text)
     if missing:
         return f"missing: {', '.join('--' + name.strip() for name in missing[1].split(','))}"

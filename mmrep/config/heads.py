@@ -39,7 +39,7 @@ register_pool("max", MaximumArgs, "mmrep.pooling.mean:Maximum")
 
 @dataclass(frozen=True)
 class AverageMaximumArgs:
-    """Half the sum of mean and maximum (timm's `avgmax`)."""
+    """Half the sum of mean and maximum (timm's avgmax)."""
 
 
 register_pool("avgmax", AverageMaximumArgs, "mmrep.pooling.mean:AverageMaximum")
@@ -124,7 +124,7 @@ register_pool("rgem", RegionalGeMArgs, "mmrep.pooling.regional:RegionalGeM")
 
 @dataclass(frozen=True)
 class ReluAvgArgs:
-    """The mean of the positive parts: a control for what clamping alone does in `gem`.
+    """The mean of the positive parts: a control for what clamping alone does in gem.
 
     Attributes:
         eps: floor of clamped values.
@@ -282,7 +282,7 @@ register_pool("mmcap", MultiStageCapArgs, "mmrep.pooling.cap:MultiStageCap")
 
 @dataclass(frozen=True)
 class LightCapArgs(CapArgs):
-    """The mean token of `mmcap` alone, for inference (`mmrep export --format mmcap_light`).
+    """The mean token of mmcap alone, for inference (mmrep export --format mmcap_light).
 
     Attributes:
         tokens: number of class tokens that the mean is taken of.

@@ -6,11 +6,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrep.config.checks import ConfigError, at_least, require
+from mmrep.config.checks import ConfigError, require
+from mmrep.config.shards import PackSpec
 from mmrep.data.draws import permutation
 from mmrep.data.layouts.contents import SIGNATURE_BYTES, Contents, Item, Problem, content_extension, image_kind
 from mmrep.data.shard_writer import ShardWriter, staged_folder
@@ -25,34 +25,6 @@ _UNSAFE = re.compile(r"[^\w-]")
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage (checking, packing), the images done in it, and the number of images."""
-
-
-@dataclass(frozen=True)
-class PackSpec:
-    """Options of `pack`.
-
-    Attributes:
-        samples_per_shard: most samples of a shard.
-        max_shard_mb: most megabytes (10^6 bytes) of a shard, unless one sample alone is larger.
-        shuffle: seed of the samples' order; None keeps the order of the source.
-        allow_missing: most problems that may be skipped: a number, or as a float a share of everything listed.
-    """
-
-    samples_per_shard: int = 10_000
-    max_shard_mb: float = 1000.0
-    shuffle: int | None = None
-    allow_missing: int | float = 0
-
-    def __post_init__(self) -> None:
-        at_least("--samples_per_shard", self.samples_per_shard, 1)
-        at_least("--max_shard_mb", self.max_shard_mb, 0.01)
-        at_least("--shuffle", self.shuffle, 0)
-        at_least("--allow_missing", self.allow_missing, 0)
-        share = isinstance(self.allow_missing, float)
-        require(
-            not share or self.allow_missing < 1,
-            f"--allow_missing: expected a number, or a share below 1, got {self.allow_missing}",
-        )
 
 
 def pack(

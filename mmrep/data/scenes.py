@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import IntEnum
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from mmrep.config.caches import cache_root
-from mmrep.config.checks import ConfigError, at_least, require, within
+from mmrep.config.checks import ConfigError
+from mmrep.config.shards import SCENE_CLASSES, ScenesSpec
 from mmrep.data.draws import Purpose, uniforms
 from mmrep.data.scene_drawing import (
     BACKGROUNDS,
@@ -38,6 +39,7 @@ SCENES_VERSION = 2
 """Increased by any change of a scene or of the files; part of the folder name of the default set."""
 
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+assert len(CLASSES) == SCENE_CLASSES, "the config checks sizes by this number"
 TEMPLATES = ("a {c}", "picture of a {c}", "there is a {c}")
 
 _CONTENT_DRAWS = 12
@@ -71,40 +73,6 @@ class Scene(NamedTuple):
     captions: tuple[str, ...]
     label: int
     mask: Bool[np.ndarray, "size size"]
-
-
-@dataclass(frozen=True)
-class ScenesSpec:
-    """Options of `write_scenes`.
-
-    Attributes:
-        seed: seed of all draws.
-        train: number of training pairs.
-        classes_test: number of images of the zero-shot set, the same for each of the 64 classes.
-        gallery: number of images of the retrieval set, five captions each.
-        size: height and width in pixels.
-        shard_size: number of training pairs in a shard.
-    """
-
-    seed: int = 0
-    train: int = 16_384
-    classes_test: int = 1_280
-    gallery: int = 500
-    size: int = 32
-    shard_size: int = 2_048
-
-    def __post_init__(self) -> None:
-        within("scenes.seed", self.seed, 0, 2**64 - 1)
-        at_least("scenes.train", self.train, 1)
-        at_least("scenes.classes_test", self.classes_test, len(CLASSES))
-        require(
-            self.classes_test % len(CLASSES) == 0,
-            f"scenes.classes_test: expected a multiple of {len(CLASSES)} (the classes), got {self.classes_test}",
-        )
-        # Captions are unique in the gallery. The fifth has 37,632 values; close to that, the gallery would never fill.
-        within("scenes.gallery", self.gallery, 1, 10_000)
-        within("scenes.size", self.size, 16, 1024)
-        at_least("scenes.shard_size", self.shard_size, 1)
 
 
 def _compose(seed: int, split: Split, index: int) -> tuple[Composition, tuple[str, ...], list[float]]:

@@ -1,1 +1,1 @@
-"""Why one head beats another: activations, patch weights, what is lost without the salient part, at other sizes."""
+"""Measurements inside a trained model: activations, patch weights, accuracy without the salient part, other sizes."""

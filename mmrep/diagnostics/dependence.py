@@ -1,4 +1,4 @@
-"""How far groups of channels depend on each other: correlation, and HSIC, which sees more than straight lines."""
+"""Dependence between groups of channels: correlation, and HSIC, which also measures nonlinear dependence."""
 
 import math
 from typing import Literal, NamedTuple
@@ -16,9 +16,9 @@ from mmrep.pooling.gem import GGeM
 Kernel = Literal["rbf", "linear"]
 
 SAMPLES = 1024
-"""A kernel matrix has the square of it."""
+"""Most tokens sampled. A kernel matrix has the square of this number of entries."""
 HSIC_GROUPS = 16
-"""Kernel matrices held at once: 128 MB of them."""
+"""Most groups compared by HSIC: their kernel matrices take 128 MB."""
 _FEWEST = 8
 
 
@@ -30,9 +30,9 @@ class Dependence(NamedTuple):
         groups: number of groups.
         between: mean absolute correlation of two channels of different groups; None for a single group.
         within: the same for two channels of one group; None where no group has two that vary.
-        floor: what `between` is expected to be for independent normal channels, since so few samples were taken.
-        hsic_rbf: normalised HSIC of two groups, mean over pairs of groups: 0 expected if independent, 1 if equal; None
-            for a single group.
+        floor: the expected value of `between` for independent normal channels and this number of samples.
+        hsic_rbf: normalised HSIC, mean over pairs of groups: expected to be 0 for independent groups, 1 for equal ones;
+            None for a single group.
         hsic_linear: the same with a linear kernel.
     """
 
@@ -49,13 +49,13 @@ class Dependence(NamedTuple):
 def sample_tokens(
     model: DualEncoder, batches: ImageBatches, limit: int = SAMPLES, seed: int = 0
 ) -> Float[Tensor, "samples width"]:
-    """One patch token of each image, as the head reads it; tokens of one image would not be independent samples.
+    """Sample one patch token of each image, as the head reads it: tokens of one image would not be independent.
 
     Args:
         model: in evaluation mode.
-        batches: images as `encode_image` takes them; they are read until there are `limit`.
-        limit: most samples taken.
-        seed: of the choice of patches, which depends on nothing else but the number of patches.
+        batches: images as `encode_image` takes them; they are read until there are `limit` samples.
+        limit: most samples.
+        seed: seed of the choice of patches, which depends on it and on the number of patches alone.
 
     Returns:
         The tokens on the CPU.
@@ -77,12 +77,12 @@ def sample_tokens(
 
 
 def channel_groups(model: DualEncoder, of_head: bool = True) -> Int64[Tensor, " width"]:
-    """The group of every channel.
+    """Return the group of every channel.
 
     Args:
         model: the model.
-        of_head: the head's groups, where it is a ggem (or has one within); else, and for all others, one an attention
-            head of the trunk, which is the same for all heads of a study.
+        of_head: use the head's groups if it is, or contains, a ggem. Otherwise, and for other heads, each attention
+            head of the trunk is a group, so that the groups are the same for all pooling heads of a study.
 
     Raises:
         ConfigError: neither the head has groups nor the trunk's blocks a number of heads.
@@ -97,7 +97,7 @@ def channel_groups(model: DualEncoder, of_head: bool = True) -> Int64[Tensor, " 
 
 
 def group_dependence(samples: Float[Tensor, "samples width"], groups: Int64[Tensor, " width"]) -> Dependence:
-    """Correlation and HSIC between groups of channels. Channels that never vary are left out.
+    """Return correlation and HSIC between groups of channels, without the channels that never vary.
 
     Args:
         samples: independent samples of all channels.
@@ -121,7 +121,7 @@ def group_dependence(samples: Float[Tensor, "samples width"], groups: Int64[Tens
 
 
 def _standardised(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """z-scores of the channels that vary, in fp64, and which these are."""
+    """Return fp64 z-scores of the channels that vary, and a mask of these channels."""
     x = samples.double()
     spread = x.std(0)
     kept = spread > 1e-6 * x.abs().amax(0)
@@ -131,7 +131,7 @@ def _standardised(samples: Tensor) -> tuple[Tensor, Tensor]:
 def mean_correlation(
     scores: Float64[Tensor, "samples width"], groups: Int64[Tensor, " width"]
 ) -> tuple[float | None, float | None]:
-    """Mean absolute Pearson correlation of z-scores: of channels of different groups, and of two of one group."""
+    """Return the mean absolute Pearson correlation of two channels of different groups, and of one group."""
     correlation = (scores.T @ scores / (len(scores) - 1)).abs()
     same = groups[:, None] == groups[None, :]
     pairs = ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
@@ -140,14 +140,14 @@ def mean_correlation(
 
 
 def mean_hsic(parts: list[Float64[Tensor, "samples _"]], kernel: Kernel = "rbf") -> float | None:
-    """HSIC(X, Y) / √(HSIC(X, X)·HSIC(Y, Y)), mean over all pairs; None where no two parts vary.
+    """Return HSIC(X, Y) / √(HSIC(X, X)·HSIC(Y, Y)), averaged over all pairs; None where no two parts vary.
 
     HSIC is the unbiased estimator (Song et al., JMLR 13 (2012), 1393-1434), as the inner product of
     U-centred kernel matrices over n(n−3) (Székely & Rizzo, arXiv 1310.2926); the ratio is the debiased CKA
     (Kornblith et al., arXiv 1905.00414, with the estimator of Nguyen et al., arXiv 2010.15327).
 
     Args:
-        parts: samples of each group of channels, row by row the same ones.
+        parts: the channels of each group; a row of each is the same sample.
         kernel: `rbf`: exp(−‖x−y‖²/2σ²), where σ is the median distance of two samples; `linear`.
     """
     if not parts:
@@ -166,13 +166,13 @@ def _kernel_matrix(x: Tensor, kernel: Kernel) -> Tensor:
         return x @ x.T
     squares = torch.cdist(x, x).square()
     first, second = torch.triu_indices(len(x), len(x), offset=1)
-    # Samples that are mostly equal have a median of 0; any width serves them.
+    # The median is 0 where most samples are equal; then any positive width will do.
     median = squares[first, second].median().clamp(min=torch.finfo(x.dtype).tiny)
     return torch.exp(-squares / (2 * median))
 
 
 def _u_centred(kernel: Tensor) -> Tensor:
-    """A kernel matrix without its diagonal, every row and column of which sums to 0."""
+    """Return a kernel matrix with a zero diagonal, centred so that every row and column sums to 0."""
     n = len(kernel)
     matrix = kernel.clone().fill_diagonal_(0)
     rows = matrix.sum(1) / (n - 2)

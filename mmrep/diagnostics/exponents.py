@@ -1,10 +1,10 @@
-"""The exponents of GeM-like heads: where training has brought them, and the way there."""
+"""The exponents of GeM-like heads, at the end of training and along the way."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from mmrep.data.tar import DataError
+from mmrep.files import read_json_lines
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.pooling.gem import exponents_of
 
@@ -15,10 +15,10 @@ class Exponents(NamedTuple):
     """Exponents over training; empty lists for a head without any.
 
     Attributes:
-        steps: at which they were logged.
-        min: the smallest one at each step.
-        median: their median.
-        max: the largest.
+        steps: steps at which they were logged.
+        min: the smallest exponent at each step.
+        median: their median at each step.
+        max: the largest exponent at each step.
     """
 
     steps: list[int]
@@ -28,33 +28,22 @@ class Exponents(NamedTuple):
 
 
 def exponents_over_training(path: str | Path) -> Exponents:
-    """What a run has logged of its exponents.
+    """Return the exponents that a run has logged. Damaged lines are left out, with a warning.
 
     Args:
         path: the run's folder, or its metrics.jsonl.
 
     Raises:
-        DataError: no such file, or a line that is not JSON (a last one cut off by a crash is left out).
+        DataError: the file does not exist.
     """
     file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; expected the metrics of a run") from error
-    found = Exponents([], [], [], [])
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}); was it edited?") from error
-        if all(key in record for key in _KEYS):
-            found.steps.append(record["step"])
-            for values, key in zip(found[1:], _KEYS, strict=True):
-                values.append(record[key])
-    return found
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected the metrics of a run")
+    records = [record for record in read_json_lines(file) if all(key in record for key in _KEYS)]
+    return Exponents([record["step"] for record in records], *([record[key] for record in records] for key in _KEYS))
 
 
 def current_exponents(model: DualEncoder) -> list[float]:
-    """The exponents of the model's head, group after group; empty for a head without any."""
+    """Return the exponents of the model's head, group after group; none for a head without exponents."""
     found = exponents_of(model.image.pool)
     return [] if found is None else found.tolist()

@@ -1,4 +1,4 @@
-"""Statistics of a trunk's activations, taken by hooks: the tokens' variance over depth, and dead units."""
+"""Statistics of a trunk's activations, measured by hooks: the tokens' variance over depth, and dead units."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -22,25 +22,25 @@ _HALVES = ("attention", "mlp")
 
 
 class Meter:
-    """Hooks on a trunk's blocks, which `watch` sets and takes away; what they see adds up."""
+    """A measurement by hooks on a trunk's blocks. `watch` sets and removes the hooks."""
 
     def __init__(self, model: DualEncoder) -> None:
         self.prefix = model.image.prefix
         self.blocks: list[Any] = list(model.image.trunk.blocks)
 
     def hooks(self) -> Iterable[RemovableHandle]:
-        """Sets the hooks, one after the other."""
+        """Set the hooks and yield their handles."""
         raise NotImplementedError(f"{type(self).__name__} has to define hooks()")
 
 
 @torch.inference_mode()
 def watch(model: DualEncoder, batches: ImageBatches, meters: Sequence[Meter]) -> None:
-    """Runs the trunk once over all images, in fp32 and with all patches, while every meter looks on.
+    """Run the trunk once over all images, in fp32 and with all patches, with the hooks of every meter.
 
     Args:
         model: in evaluation mode.
         batches: images as `encode_image` takes them.
-        meters: of this model.
+        meters: meters of this model.
     """
     with ExitStack() as stack:
         for meter in meters:
@@ -51,15 +51,15 @@ def watch(model: DualEncoder, batches: ImageBatches, meters: Sequence[Meter]) ->
 
 
 class Variance(NamedTuple):
-    """How much patch tokens vary, after the embedding and after each half-block.
+    """Variance of patch tokens after the embedding and after each half-block.
 
     Attributes:
         points: `embedding`, then `block I attention` and `block I mlp` for each block, after their residual additions.
         spatial: variance over the patches of an image, channel by channel; mean over channels and images.
         channel: variance over the channels of a token; mean over tokens and images.
-        spatial_share: `spatial` over the mean square of all values at this point; 1 for white noise, 0 for patches
-            that are all alike, and the same for tokens times any factor.
-        channel_share: `channel` over the same.
+        spatial_share: `spatial` divided by the mean square of all values at this point. It is 1 for white noise and 0
+            for equal patches, and does not depend on the scale of the tokens.
+        channel_share: `channel` divided by the same.
     """
 
     points: list[str]
@@ -70,7 +70,7 @@ class Variance(NamedTuple):
 
 
 def token_variance(patches: Float[Tensor, "batch patches width"]) -> tuple[float, float, float]:
-    """Spatial variance, channel variance (both unbiased) and mean square of tokens; means over all else."""
+    """Return spatial variance, channel variance (both unbiased) and mean square of tokens."""
     x = patches.float()
     means = torch.stack([x.var(1).mean(), x.var(2).mean(), x.square().mean()])
     spatial, channel, square = means.tolist()
@@ -80,9 +80,9 @@ def token_variance(patches: Float[Tensor, "batch patches width"]) -> tuple[float
 class VarianceMeter(Meter):
     """Spatial and channel variance of the residual stream (Park & Kim, arXiv 2202.06709, figure 9).
 
-    As their notebook computes it: class and register tokens left out, unbiased variance over the patches of an image
-    for each channel, mean over channels and images, in evaluation mode, after each residual addition. Since the norm
-    of the residual stream grows with depth, the shares are given as well.
+    This follows their notebook: no class and register tokens, unbiased variance over the patches of an image for each
+    channel, mean over channels and images, in evaluation mode, after each residual addition. The shares are added,
+    since the norm of the residual stream grows with depth.
 
     Raises:
         ConfigError: blocks that do not add attention and MLP one after the other, each to its un-normed input; fewer
@@ -106,7 +106,7 @@ class VarianceMeter(Meter):
     def hooks(self) -> Iterable[RemovableHandle]:
         yield self.blocks[0].register_forward_pre_hook(lambda _, args: self._add(0, args[0]))
         for i, block in enumerate(self.blocks):
-            # What the second norm reads is the stream after the attention's residual addition.
+            # The input of the second norm is the stream after the attention's residual addition.
             yield block.norm2.register_forward_pre_hook(lambda _, args, at=2 * i + 1: self._add(at, args[0]))
             yield block.register_forward_hook(lambda _, __, out, at=2 * i + 2: self._add(at, out))
 
@@ -116,10 +116,10 @@ class VarianceMeter(Meter):
         self._images += len(tokens) if point == 0 else 0
 
     def result(self) -> Variance:
-        """Means over all images seen.
+        """Return means over all images.
 
         Raises:
-            ConfigError: none were seen.
+            ConfigError: there were no images.
         """
         if self._images == 0:
             raise ConfigError("variance over depth: no images were given")
@@ -141,10 +141,10 @@ class DeadUnits(NamedTuple):
     """Hidden units of the MLPs, block by block.
 
     Attributes:
-        off_share: share of unit × token pre-activations that are ≤ 0; half of them for inputs symmetric about 0.
-        dead: units whose pre-activation is ≤ 0 on every token seen.
-        units: of the block.
-        tokens: how many tokens were seen, class and register tokens among them.
+        off_share: share of unit × token pre-activations that are ≤ 0; one half for inputs that are symmetric about 0.
+        dead: number of units whose pre-activation is ≤ 0 on every token.
+        units: number of units.
+        tokens: number of tokens, with class and register tokens.
         overall_off_share: `off_share` over all blocks.
         overall_dead_share: dead units over all units.
     """
@@ -158,9 +158,9 @@ class DeadUnits(NamedTuple):
 
 
 class DeadUnitMeter(Meter):
-    """Units of the MLPs that are off: the input of the activation function is ≤ 0, where GELU passes next to nothing.
+    """Units of the MLPs that are off: the input of the activation function is ≤ 0, where GELU passes almost nothing.
 
-    In gated MLPs (SwiGLU), that is the gate's pre-activation. All tokens count, class and register tokens too.
+    In gated MLPs (SwiGLU) this is the gate's pre-activation. All tokens count, also class and register tokens.
 
     Raises:
         ConfigError: an MLP of another kind.
@@ -187,10 +187,10 @@ class DeadUnitMeter(Meter):
         self._tokens += values.shape[0] * values.shape[1] if block == 0 else 0
 
     def result(self) -> DeadUnits:
-        """Counts over all images seen.
+        """Return counts over all images.
 
         Raises:
-            ConfigError: none were seen.
+            ConfigError: there were no images.
         """
         if self._tokens == 0:
             raise ConfigError("dead units: no images were given")

@@ -18,27 +18,31 @@ def patch_weights(
     images: Images,
     toward: Float[Tensor, "batch embed"] | Float[Tensor, " embed"] | None = None,
 ) -> Float[Tensor, "batch grid_rows grid_columns"]:
-    """What each patch token adds to the embedding e: w_n = ⟨∂⟨e, d⟩/∂x_n, x_n⟩ / ‖e‖, along d = e/‖e‖ or another d.
+    """Return what each patch token adds to the embedding e.
 
-    Gradient × input (Shrikumar et al., arXiv 1605.01713), taken at the tokens that the head reads. Where
-    the embedding is linear in them (avg; cls, with zeros) this is each patch's exact share of it, and the weights sum
-    to 1, or to the cosine with `toward`, less what class token and biases add. Power means of positive tokens are
-    homogeneous of degree 1, so that theirs sum to it too (Euler). Heads with softmax or MLP are approximated to first
-    order, and how far the sum is from that says how well. A LayerNorm in the head or after it does not see the size of
-    its input, so that its gradient × input is 0: it is taken as linear instead, its standard deviation as it is for
-    this input (Ali et al., arXiv 2202.07304). A head that reads earlier stages gets the sum over them. The trunk has
-    mixed the patches before: this is the weight of tokens, not of pixels.
+    The weights are w_n = ⟨∂⟨e, d⟩/∂x_n, x_n⟩ / ‖e‖, with the direction d = e/‖e‖ or `toward`.
+
+    This is gradient × input (Shrikumar et al., arXiv 1605.01713) at the tokens that the head reads.
+
+    - The trunk has mixed the patches before, so these are weights of tokens, not of pixels.
+    - Where the embedding is linear in the tokens (avg; cls, with zeros), a weight is the patch's exact share, and the
+      weights sum to 1, or to the cosine with `toward`, minus what the class token and biases add. This holds also for
+      power means of positive tokens, which are homogeneous of degree 1 (Euler).
+    - Heads with softmax or MLP are approximated to first order. The distance of the sum from 1 tells how well.
+    - A LayerNorm in the head or after it ignores the size of its input, so its gradient × input would be 0. It is
+      treated as linear, with the standard deviation of this input as a constant (Ali et al., arXiv 2202.07304).
+    - For a head that reads earlier stages the weights are summed over the stages.
 
     Args:
         model: in evaluation mode.
-        images: as `encode_image` takes them.
-        toward: a direction, such as a text's embedding: the weights then say what speaks for it.
+        images: images as `encode_image` takes them.
+        toward: a direction, such as a text's embedding. The weights then say which patches support it.
 
     Returns:
         Signed weights on the patch grid, on the CPU.
 
     Raises:
-        ConfigError: a norm after pooling that is no LayerNorm.
+        ConfigError: a norm after pooling that is not a LayerNorm.
     """
     encoder = model.image
     # Tensors made in inference mode take no part in a backward pass.
@@ -53,7 +57,7 @@ def patch_weights(
             along = embedding.detach() if toward is None else toward.to(embedding)
             score = (embedding * F.normalize(along, dim=-1)).sum()
             gradients = torch.autograd.grad(score, inputs, allow_unused=True)
-    # A head that does not read the patches has no gradient there.
+    # A head that does not read the patches has no gradient for them.
     shares = [(g * x.detach()).sum(-1) for g, x in zip(gradients[1:], inputs[1:], strict=True) if g is not None]
     weights = sum(shares, torch.zeros(inputs[1].shape[:2], device=model.device)) / length[:, None]
     return weights.unflatten(1, tokens.grid).float().cpu()
@@ -61,7 +65,7 @@ def patch_weights(
 
 @contextmanager
 def _linear_norms(encoder: ImageEncoder) -> Iterator[None]:
-    """All LayerNorms of the head, and the final one after it, take their standard deviations for constants within."""
+    """Treat the standard deviations of the head's LayerNorms, and of the final one, as constants."""
     if encoder.norm_after and not isinstance(encoder.norm, nn.LayerNorm):
         raise ConfigError(
             "patch weights: model.image.norm 'after' is understood for LayerNorm only, not "
@@ -75,7 +79,7 @@ def _linear_norms(encoder: ImageEncoder) -> Iterator[None]:
 
 
 def _linear_norm(norm: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The output of a LayerNorm, with the gradient of a linear map."""
+    """Return the output of a LayerNorm, with the gradient of a linear map."""
     assert isinstance(norm, nn.LayerNorm), f"expected a LayerNorm, got {type(norm).__name__}"
     (x,), last = inputs, tuple(range(-len(norm.normalized_shape), 0))
     centred = x - x.mean(last, keepdim=True)

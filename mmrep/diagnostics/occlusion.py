@@ -1,4 +1,4 @@
-"""Accuracy without the salient part of the images, against the loss of as many pixels elsewhere."""
+"""Accuracy without the salient part of the images, compared with the loss of as many pixels elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,21 +23,21 @@ MaskedBatch = tuple[UInt8[Tensor, "_ 3 _ _"], Bool[Tensor, "_ _ _"], Int64[Tenso
 """Images, masks of their salient part, labels."""
 
 MASK = "mask.png"
-"""The member of a sample that shows its salient part: white on black, as mmrep's scenes have it."""
+"""The member of a sample that shows its salient part, white on black, as in mmrep's scenes."""
 
 
 class Removal(NamedTuple):
-    """Accuracy on the same images: whole, without the salient part, and without as many pixels elsewhere.
+    """Accuracy on the same images: whole, without the salient part, and without as many pixels elsewhere (the control).
 
     Attributes:
-        images: how many.
-        whole: share of right predictions.
-        salient: without the salient part.
-        control: without the control's pixels.
-        drop_salient: whole − salient, in shares.
-        drop_control: whole − control: what missing pixels cost, wherever they are.
-        removed: mean share of the image that was removed, each time.
-        overlap: mean share of these pixels that the control removes as well: 0 where there is room for both.
+        images: number of images.
+        whole: accuracy on whole images.
+        salient: accuracy without the salient part.
+        control: accuracy without the control's pixels.
+        drop_salient: whole − salient.
+        drop_control: whole − control, the cost of missing pixels wherever they are.
+        removed: mean share of the image that was removed.
+        overlap: mean share of the salient pixels that the control removes as well; 0 where there is room for both.
     """
 
     images: int
@@ -53,15 +53,15 @@ class Removal(NamedTuple):
 def accuracy_under_removal(
     batches: Iterable[MaskedBatch], predict: Callable[[Pixels], Labels], boxes: bool = True
 ) -> Removal:
-    """What a model still knows without the salient part, whose pixels take the colour around it.
+    """Measure a model's accuracy without the salient part, whose pixels get the colour around it.
 
-    The masks have to come from the data or from one external model for all models compared: a model's own map would
-    remove what that model looks at, and so measure nothing that two models have in common.
+    The masks must come from the data, or from one external model for all models that are compared. A model's own map
+    would remove what that model looks at, so models could not be compared.
 
     Args:
         batches: images, masks of their salient part, labels; see `masked_batches`.
-        predict: labels of images; see `class_predictor`.
-        boxes: remove the box around the salient part, lest the hole show its shape.
+        predict: returns labels of images; see `class_predictor`.
+        boxes: remove the box around the salient part, so that the hole does not show its shape.
 
     Raises:
         MmrepError: a mask, or its box, that covers the whole image.
@@ -71,7 +71,7 @@ def accuracy_under_removal(
     for images, shapes, labels in batches:
         masks = bounding_boxes(shapes) if boxes else shapes
         control = control_masks(masks)
-        # One colour for both, so that they differ in the place alone, and the object's own is never shown elsewhere.
+        # Both get one colour, so that they differ in the place alone and the object's colour appears nowhere else.
         colours = background(images, masks)
         versions = (images, remove(images, masks, colours), remove(images, control, colours))
         right += [int((predict(version).cpu() == labels).sum()) for version in versions]
@@ -86,7 +86,7 @@ def accuracy_under_removal(
 
 
 def background(images: Pixels, masks: Masks) -> UInt8[Tensor, "batch 3"]:
-    """The colour around the masked pixels: the median of all others, channel by channel.
+    """Return the colour around the masked pixels: the median of all others, channel by channel.
 
     Raises:
         MmrepError: a mask that covers its whole image.
@@ -101,42 +101,42 @@ def background(images: Pixels, masks: Masks) -> UInt8[Tensor, "batch 3"]:
 
 
 def remove(images: Pixels, masks: Masks, colours: UInt8[Tensor, "batch 3"]) -> Pixels:
-    """The images, their masked pixels replaced by one colour an image."""
+    """Return the images with their masked pixels replaced by one colour an image."""
     return torch.where(masks[:, None], colours[:, :, None, None], images)
 
 
 def bounding_boxes(masks: Masks, margin: int = 1) -> Masks:
-    """The boxes around masks, wider by some pixels on each side, since edges are smooth; empty masks stay empty."""
+    """Return boxes around masks, wider by a margin, since edges are smooth; empty masks stay empty."""
     rows, columns = (_span(masks.any(dim), margin) for dim in (2, 1))
     return rows[:, :, None] & columns[:, None, :]
 
 
 def _span(hits: Bool[Tensor, "batch places"], margin: int) -> Bool[Tensor, "batch places"]:
-    """From the first hit to the last, and the margin on both sides."""
+    """Return the places from the first hit to the last, with a margin on both sides."""
     grown = F.max_pool1d(hits.float()[:, None], 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
     since_first, until_last = grown.cumsum(1) > 0, grown.flip(1).cumsum(1).flip(1) > 0
     return since_first & until_last
 
 
 def control_masks(masks: Masks) -> Masks:
-    """The same shapes elsewhere: each mask moved, all of it inside the image, to where it overlaps its old place least.
+    """Move each mask, without leaving the image, to where it overlaps its old place least.
 
-    Of several such places the farthest one is taken, as rows plus columns; of those, the first of the shifts 0, 1, …,
-    −2, −1 of rows, then of columns. A mask from border to border has nowhere to go, and stays.
+    Of several such places the farthest one is taken, in rows plus columns; of those, the first of the shifts 0, 1, …,
+    −2, −1 of rows, then of columns. A mask from border to border stays.
     """
     height, width = masks.shape[1:]
-    # Shifts are counted modulo the size, as the spectrum has them; those allowed carry nothing across a border.
+    # The spectrum gives the overlaps of cyclic shifts. `far` excludes those that move pixels across a border.
     spectrum = torch.fft.rfft2(masks.double())
     overlaps = torch.fft.irfft2(spectrum.abs().square(), s=(height, width)).round()
     far = _distances(masks.any(2))[:, :, None] + _distances(masks.any(1))[:, None, :]
-    # Overlaps are whole numbers, and a distance is made to weigh less than 1.
+    # Overlaps are whole numbers; distances are scaled below 1, so that they only break ties.
     best = (overlaps - far / (height + width)).flatten(1).argmin(1).tolist()
     moved = [mask.roll((at // width, at % width), (0, 1)) for mask, at in zip(masks, best, strict=True)]
     return torch.stack(moved) if moved else masks
 
 
 def _distances(hits: Bool[Tensor, "batch places"]) -> Float[Tensor, "batch shifts"]:
-    """How far each cyclic shift moves the hits, forwards or backwards; −∞ where it takes some across the border."""
+    """Return how far each cyclic shift moves the hits, forwards or backwards; −∞ if it moves some across the border."""
     size = hits.shape[1]
     shifts = torch.arange(size, device=hits.device)
     before, after = (side.int().argmax(1, keepdim=True) for side in (hits, hits.flip(1)))
@@ -145,11 +145,11 @@ def _distances(hits: Bool[Tensor, "batch places"]) -> Float[Tensor, "batch shift
 
 
 def class_predictor(model: DualEncoder, classes: Float[Tensor, "classes embed"]) -> Callable[[Pixels], Labels]:
-    """Zero-shot prediction: the class whose embedding is nearest.
+    """Return a zero-shot predictor, whose prediction is the class with the nearest embedding.
 
     Args:
         model: in evaluation mode.
-        classes: of unit length.
+        classes: embeddings of unit length.
     """
 
     @torch.inference_mode()
@@ -166,14 +166,14 @@ def masked_batches(
     batch_size: int,
     masks: Callable[[Pixels], Masks] | None = None,
 ) -> Iterator[MaskedBatch]:
-    """Images of shards as evaluation sees them, masks of their salient part, labels.
+    """Yield images of shards as evaluation resizes them, masks of their salient part, and labels.
 
     Args:
         samples: shard and row of each image.
-        labels: of the images.
+        labels: the class of each image.
         size: rows and columns of the images.
         batch_size: images in a batch.
-        masks: an external model that finds the salient part of images; None: the members `mask.png`.
+        masks: an external model that finds the salient part of images; None: read the members `mask.png`.
 
     Raises:
         DataError: an image or a mask that can't be read.
@@ -186,10 +186,10 @@ def masked_batches(
 
 
 def read_mask(index: ShardIndex, row: int, size: tuple[int, int]) -> Bool[Tensor, "rows columns"]:
-    """The salient part of a sample, from its member `mask.png`, resized and cut as its image is.
+    """Return the salient part of a sample, from its member `mask.png`, resized and cropped like its image.
 
     Raises:
-        DataError: no such member, or not an image.
+        DataError: the member is missing or not an image.
     """
     data = read_member(index, row, MASK)
     try:

@@ -18,9 +18,9 @@ class ResolutionPoint(NamedTuple):
 
     Attributes:
         size: rows and columns of the images in pixels.
-        patches: of the grid.
+        patches: number of patches.
         ms: milliseconds an image, in batches.
-        accuracy: what the caller measures.
+        accuracy: the figure that the caller measures.
     """
 
     size: tuple[int, int]
@@ -31,12 +31,12 @@ class ResolutionPoint(NamedTuple):
 
 @torch.inference_mode()
 def latency(model: DualEncoder, batch: int = 32, repeats: int = 10) -> float:
-    """Seconds that the image tower takes for an image, from the fastest batch (others share the machine).
+    """Return the seconds that the image tower takes for an image, in the fastest batch (others may share the machine).
 
     Args:
         model: in evaluation mode.
-        batch: images in a batch; 1 for what a single request waits.
-        repeats: batches that count; the two before them are warm-up.
+        batch: images in a batch; 1 measures the latency of a single request.
+        repeats: measured batches; two warm-up batches come before them.
 
     Raises:
         ConfigError: `batch` or `repeats` below 1.
@@ -61,12 +61,12 @@ def over_resolution(
     batch: int = 32,
     repeats: int = 10,
 ) -> list[ResolutionPoint]:
-    """Accuracy over image size and over latency (as in MMCAP, figure 8), in the order of `sizes`.
+    """Measure accuracy and latency at several image sizes (as in MMCAP, figure 8), in the order of `sizes`.
 
     Args:
         model: in evaluation mode.
-        sizes: of the images, as in `at_resolution`.
-        accuracy: of a model, whose `image.size` says what images it wants.
+        sizes: image sizes, as in `at_resolution`.
+        accuracy: measures a model, whose `image.size` is the size of the images to use.
         batch: see `latency`.
         repeats: see `latency`.
 

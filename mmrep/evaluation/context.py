@@ -7,7 +7,7 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
-from mmrep.config.checks import require
+from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import EvaluationConfig
 from mmrep.evaluation.embedding.cache import EmbeddingCache, embed_set_cached, embed_texts_cached, require_finite
 from mmrep.evaluation.embedding.embed import warn_of_cut
@@ -90,10 +90,8 @@ class Context:
             ConfigError: the set has no training split.
         """
         config = self.evalset.config
-        require(
-            config is not None, f"evaluation set {self.evalset.name}: no training split: it was held out of training"
-        )
-        assert config is not None, "for the type checker: required above"
+        if config is None:
+            raise ConfigError(f"evaluation set {self.evalset.name}: no training split: it was held out of training")
         split = open_set(replace(config, split=config.train_split))
         split = split._replace(name=f"{self.evalset.name}/{config.train_split}")
         return Context(self.models, split, self.config, self.quiet, self.cache)

@@ -33,7 +33,7 @@ def is_rank(name: str) -> bool:
     """Return whether a figure is a rank, counted from 1; all others are shares in [0, 1].
 
     Args:
-        name: of the figure; a set's name may stand before it, as in `SET/METRIC`.
+        name: the figure's name, or `SET/METRIC`.
     """
     return name.endswith("_rank")
 

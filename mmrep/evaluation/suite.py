@@ -1,4 +1,4 @@
-"""Many sets, many models: results as JSON, per-sample outcomes as npz, one table."""
+"""Evaluation of many models on many sets: results as JSON, per-sample outcomes as npz, one table."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Result(NamedTuple):
     evaluation: Evaluation
 
     def to_dict(self) -> dict[str, Any]:
-        """As in results.json."""
+        """Return the result as results.json has it."""
         found = self.evaluation
         content = {
             "model": self.model,
@@ -72,13 +72,13 @@ class Result(NamedTuple):
 def evaluate(
     models: dict[str, DualEncoder], sets: Sequence[EvalSet], config: EvaluationConfig, quiet: bool = True
 ) -> list[Result]:
-    """Every model at every task of every set; the images of a set are decoded once.
+    """Evaluate every model at every task of every set; the images of a set are decoded once.
 
-    All processes call it, and all get the same results.
+    Call it on every process; all return the same results.
 
     Args:
-        models: by the name they have in the results.
-        sets: what to evaluate on.
+        models: models by their names in the results.
+        sets: the sets to evaluate on.
         config: batch sizes, workers, tasks' options.
         quiet: show no progress bars.
 
@@ -99,14 +99,14 @@ def evaluate_each(
     quiet: bool = True,
     cache: EmbeddingCache | None = None,
 ) -> Iterator[list[Result]]:
-    """The same set after set, for callers who keep what is found before the next.
+    """Evaluate set after set, so that callers can save the results of a set before the next one.
 
     Args:
         models: see `evaluate`.
-        sets: those that are not open yet are opened when it is their turn. Their names have been found to differ.
+        sets: sets, or configs of sets, which are opened when it is their turn. Their names must differ.
         config: see `evaluate`.
         quiet: show no progress bars.
-        cache: where embeddings are kept and taken from.
+        cache: where embeddings are stored and looked up.
 
     Yields:
         The results of a set: task after task, and within each model after model.
@@ -125,7 +125,7 @@ def evaluate_each(
 
 @contextmanager
 def _eval_mode(models: Iterable[DualEncoder]) -> Iterator[None]:
-    """Evaluation mode within; every module as it was afterwards."""
+    """Set evaluation mode in the context, and restore every module's mode after it."""
     before = [(module, module.training) for model in models for module in model.modules()]
     for module, _ in before:
         module.training = False
@@ -137,13 +137,13 @@ def _eval_mode(models: Iterable[DualEncoder]) -> Iterator[None]:
 
 
 def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
-    """Writes `path` (JSON) and, beside it, outcomes/MODEL/DATASET.npz with what happened to every sample.
+    """Write `path` (JSON) and, in its folder, outcomes/MODEL/DATASET.npz with the outcome of every sample.
 
-    Tasks that are not a set's own, and tables, have their name after the set's.
+    File names of tables, and of tasks that are not a set's own, have the table's or the task's name after the set's.
 
     Args:
-        results: of `evaluate`.
-        path: the JSON file; its folder is made.
+        results: results of `evaluate`.
+        path: the JSON file; its folder is created.
         about: further top-level fields (versions, digests).
     """
     write_outcomes(results, path.parent)
@@ -151,7 +151,7 @@ def write_results(results: Sequence[Result], path: Path, about: dict[str, Any] |
 
 
 def write_outcomes(results: Sequence[Result], folder: Path) -> None:
-    """Writes FOLDER/outcomes/MODEL/DATASET.npz and the tables of results."""
+    """Write FOLDER/outcomes/MODEL/DATASET.npz and the tables of results."""
     for result in results:
         place = folder / "outcomes" / model_folder(result.model)
         name = file_stem(result.evalset.name, result.evalset.task, result.task)
@@ -167,7 +167,7 @@ def write_outcomes(results: Sequence[Result], folder: Path) -> None:
 
 
 def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] | None = None) -> None:
-    """Writes the JSON file alone."""
+    """Write the JSON file alone."""
     content = {"schema": SCHEMA, "results": [result.to_dict() for result in results], **(about or {})}
     write_json(path, content)
 

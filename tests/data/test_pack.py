@@ -17,15 +17,16 @@ import pytest
 from originals import picture, put
 
 from mmrep.cli import find_verb, main
+from mmrep.cli.pack import FORMATS
 from mmrep.cli.parsing import parse
 from mmrep.config.checks import ConfigError
 from mmrep.config.evaluation import SetConfig
+from mmrep.config.shards import PackSpec
 from mmrep.config.tree import TrainConfig
 from mmrep.data.decode import read_image
 from mmrep.data.indexing import load_index
 from mmrep.data.layouts.contents import Contents, Item
-from mmrep.data.layouts.formats import FORMATS
-from mmrep.data.pack import PackSpec, pack, sample_keys
+from mmrep.data.pack import pack, sample_keys
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.evaluation.sets import open_set
@@ -140,7 +141,8 @@ def test_the_example_of_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     scenes, index, train, ledger = (shlex.split(command)[1:] for command in commands)
     assert main(scenes) == main(index) == 0
     config = train_config(train[1:])
-    assert len(Sources(config.data)) == 512 and config.data.ledger
+    sources = Sources(config.data)
+    assert len(sources) + sources.describe()["held_out"] == 512 and config.data.ledger
     assert ledger == ["data", "ledger", config.output_dir]
 
 
@@ -447,13 +449,13 @@ def test_memory_does_not_grow_with_the_bytes(tmp_path: Path) -> None:
     ("options", "reason"),
     {
         "no format": ("", "FORMAT"),
-        "unknown format": ("cocoa", "invalid choice: 'cocoa'"),
+        "unknown format": ("cocoa", "format: unknown value 'cocoa'; did you mean 'coco'?"),
         "no images": ("csv --table t.csv", "--images"),
         "no such folder": ("csv --table t.csv --images none", "--images: no such folder: none"),
         "no such table": ("csv --table t.csv --images .", "can't read t.csv"),
         "no such json": ("coco --annotations t.json --images .", "can't read t.json"),
         "share": ("csv --table t.csv --images . --allow_missing 1.5", "--allow_missing: expected a number"),
-        "number": ("csv --table t.csv --images . --allow_missing few", "--allow_missing"),
+        "number": ("csv --table t.csv --images . --allow_missing few", "expected int or float, got 'few'"),
         "seed": ("csv --table t.csv --images . --shuffle -1", "--shuffle"),
         "samples": ("csv --table t.csv --images . --samples_per_shard 0", "--samples_per_shard"),
         "split": ("csv --table good.csv --images . --split ../up", "--split: '../up' is not a folder name"),

@@ -10,8 +10,9 @@ from conftest import colour_samples, png, write_tar
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError, MmrepError
+from mmrep.config.shards import ScenesSpec
 from mmrep.data.indexing import load_index
-from mmrep.data.scenes import ScenesSpec, Split, scene, write_scenes
+from mmrep.data.scenes import Split, scene, write_scenes
 from mmrep.data.tar import DataError
 from mmrep.diagnostics.occlusion import (
     MASK,

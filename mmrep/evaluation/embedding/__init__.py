@@ -1,1 +1,1 @@
-"""From images and texts to embeddings: one pass for all models, the cache, files for other tools."""
+"""Embeddings of images and texts: one pass for all models, the cache, files for other tools."""

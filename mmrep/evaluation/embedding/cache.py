@@ -1,4 +1,4 @@
-"""Embeddings kept on disk, under digests of everything that decides their bits."""
+"""A cache of embeddings on disk, under digests of everything that their bits depend on."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -46,21 +46,22 @@ _CODE = (
 )
 
 Key = Mapping[str, object]
-"""What decides the bits of a matrix; values have to survive JSON."""
+"""Everything that the bits of a matrix depend on, as values that JSON can hold."""
 
 
 class EmbeddingCache:
-    """Matrices in `$MMREP_CACHE/embeddings`, the longest unused removed first; digests of models, made once each.
+    """Matrices in `$MMREP_CACHE/embeddings`, and digests of models, which are computed once.
 
-    Safe for several processes and hosts: files get their name when they are whole. Among the processes of one run the
-    first alone reads and writes, so that all agree on what is there.
+    The least recently used matrices are removed first. Several processes and hosts can share the folder, since files
+    get their names when they are complete. Only the first process of a run reads and writes, so that all agree on what
+    is cached.
 
     Args:
-        folder: another place.
-        limit: bytes; None: `$MMREP_EMBEDDINGS_GB` (default 20).
+        folder: another folder.
+        limit: most bytes; None: `$MMREP_EMBEDDINGS_GB` (default 20).
 
     Raises:
-        ConfigError: `$MMREP_EMBEDDINGS_GB` is no number of GB.
+        ConfigError: `$MMREP_EMBEDDINGS_GB` is not a number of GB.
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
@@ -69,7 +70,7 @@ class EmbeddingCache:
         self._digests: dict[nn.Module, tuple[object, str]] = {}
 
     def digest(self, tower: nn.Module) -> str:
-        """`tower_digest`, made once a module and state of it; changes by way of `.data` alone go unnoticed."""
+        """Return `tower_digest`, computed once for each state of a module. Changes through `.data` go unnoticed."""
         tensors = [*tower.parameters(), *tower.buffers()]
         state = _attributes(tower), [(id(each), 0 if each.is_inference() else each._version) for each in tensors]
         if tower not in self._digests or self._digests[tower][0] != state:
@@ -77,20 +78,20 @@ class EmbeddingCache:
         return self._digests[tower][1]
 
     def path(self, key: Key) -> Path:
-        """Where a matrix lies."""
+        """Return the file of a matrix."""
         text = json.dumps(key, sort_keys=True)
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=20).hexdigest()}{_SUFFIX}"
 
     def get(self, key: Key) -> Float[Tensor, "rows embed"] | None:
-        """The matrix on every process, or None; one that is damaged is removed, with a warning."""
+        """Return the matrix on every process, or None. A damaged file counts as missing, with a warning."""
         return distributed.from_first(self._read(self.path(key)) if distributed.rank() == 0 else None)
 
     def put(self, key: Key, rows: Float[Tensor, "rows embed"]) -> None:
-        """Keeps a matrix. Where that can't be done, a warning says so: it costs time later, and no figure now."""
+        """Store a matrix. A failure is only a warning, since it costs time later but changes no figure."""
         if distributed.rank() != 0:
             return
         if rows.nbytes > self.limit:
-            LOG.warning("embedding cache: %.1f GB are more than it may hold; raise %s", rows.nbytes / 1e9, LIMIT)
+            LOG.warning("embedding cache: %.1f GB are more than its limit; raise %s", rows.nbytes / 1e9, LIMIT)
             return
         path = self.path(key)
         part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_UNFINISHED}")
@@ -100,7 +101,9 @@ class EmbeddingCache:
             save_file({"rows": rows.contiguous(), "check": _check(rows)}, part, {"key": json.dumps(key)})
             part.replace(path)
         except (OSError, SafetensorError) as error:
-            LOG.warning("embedding cache: %s: %s; nothing kept there (MMREP_CACHE moves the cache)", path, error)
+            LOG.warning(
+                "embedding cache: %s: %s; the embeddings are not cached (MMREP_CACHE moves the cache)", path, error
+            )
         finally:
             with suppress(OSError):
                 part.unlink()
@@ -115,7 +118,7 @@ class EmbeddingCache:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
-            LOG.warning("embedding cache: %s can't be used: %s; made anew", path, error)
+            LOG.warning("embedding cache: %s can't be used: %s; computed again", path, error)
             return None
         return rows
 
@@ -139,14 +142,14 @@ class EmbeddingCache:
 
 
 def image_key(cache: EmbeddingCache, model: DualEncoder, view: object, data: str, batch_size: int) -> Key:
-    """Of a set's image embeddings.
+    """Return the key of a set's image embeddings.
 
     Args:
-        cache: which keeps the digests of towers.
-        model: the weights and the config that matter to images.
-        view: what is cut out of an image; its repr names its options.
+        cache: the cache, which has the digests of towers.
+        model: the model; only what its image embeddings depend on is part of the key.
+        view: the view of an image; its repr names its options.
         data: identity of the records.
-        batch_size: rounding differs with it.
+        batch_size: rounding depends on it.
     """
     image = dataclasses.asdict(model.config.image) | {"pretrained": None, "size": model.image.size}
     tower = {"weights": cache.digest(model.image), "image": image, "pooling": repr(model.config.pooling)}
@@ -157,7 +160,7 @@ def image_key(cache: EmbeddingCache, model: DualEncoder, view: object, data: str
 
 
 def text_key(cache: EmbeddingCache, model: DualEncoder, texts: list[str], batch_size: int) -> Key:
-    """Of the embeddings of distinct texts, in their order."""
+    """Return the key of the embeddings of distinct texts, in their order."""
     tower = {"weights": cache.digest(model.text), "text": dataclasses.asdict(model.config.text)}
     return _surroundings(model) | {
         "kind": "texts", "tower": json.dumps(tower, default=str), "tokenizer": model.tokenizer.digest(),
@@ -166,16 +169,16 @@ def text_key(cache: EmbeddingCache, model: DualEncoder, texts: list[str], batch_
 
 
 def model_digest(cache: EmbeddingCache, model: DualEncoder) -> str:
-    """Of all weights that evaluation reads, for results' files."""
+    """Return the digest of all weights that evaluation reads, for results' files."""
     both = cache.digest(model.image) + cache.digest(model.text)
     return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
 
 @torch.no_grad()
 def tower_digest(tower: nn.Module) -> str:
-    """Of a module's parameters and buffers, and the classes and plain public attributes of all modules in it.
+    """Return a digest of a module's parameters and buffers, and of the classes and plain public attributes in it.
 
-    Sharded tensors are gathered, so every process has to call it.
+    This gathers sharded tensors: call it on every process.
     """
     state = hashlib.blake2b(_attributes(tower).encode(), digest_size=16)
     for name, tensor in [*tower.named_parameters(), *tower.named_buffers()]:
@@ -186,9 +189,9 @@ def tower_digest(tower: nn.Module) -> str:
 
 
 def _attributes(tower: nn.Module) -> str:
-    """The class and plain public attributes of every module in it, as text; evaluation sets `training` itself.
+    """Return the class and the plain public attributes of every module as text, without `training`.
 
-    FSDP2 puts a class over some, and private attributes on all.
+    FSDP2 replaces the class of some modules by a subclass, and gives all of them private attributes.
     """
     found = []
     for name, module in tower.named_modules():
@@ -206,7 +209,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _surroundings(model: DualEncoder) -> dict[str, object]:
-    """What else rounding depends on: precision, device, versions, and the code from pixels to embeddings."""
+    """Return what rounding depends on besides: precision, device, versions, and the code from pixels to embeddings."""
     device = model.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
@@ -241,6 +244,32 @@ def _limit() -> int:
     return int(limit)
 
 
+def through_cache(
+    cache: EmbeddingCache | None,
+    count: int,
+    key: Callable[[EmbeddingCache, int], Key],
+    compute: Callable[[list[int]], list[Tensor]],
+) -> list[Float[Tensor, "rows embed"]]:
+    """Return `count` matrices, from the cache or else computed and stored there.
+
+    Args:
+        cache: None: compute all.
+        count: number of matrices.
+        key: returns the key of a matrix.
+        compute: returns the matrices of some numbers. It is not called for none.
+    """
+    if cache is None:
+        return compute(list(range(count)))
+    keys = [key(cache, i) for i in range(count)]
+    found = {i: rows for i, each in enumerate(keys) if (rows := cache.get(each)) is not None}
+    missing = [i for i in range(count) if i not in found]
+    for i, rows in zip(missing, compute(missing) if missing else [], strict=True):
+        found[i] = rows
+        if rows.isfinite().all():
+            cache.put(keys[i], rows)
+    return [found[i] for i in range(count)]
+
+
 def embed_set_cached(
     models: Sequence[DualEncoder],
     records: Records,
@@ -249,40 +278,32 @@ def embed_set_cached(
     name: str = "",
     quiet: bool = True,
 ) -> list[Float[Tensor, "images embed"]]:
-    """`embed_set`, for the models that the cache lacks; where it lacks none, no image is decoded."""
-    if cache is None:
-        return embed_set(models, records, config, name, quiet)
-    data = records.identity()
-    keys = [image_key(cache, model, centre_of(model), data, config.batch_size) for model in models]
-    found = [cache.get(key) for key in keys]
-    missing = [i for i, rows in enumerate(found) if rows is None]
-    if missing:
-        made = embed_set([models[i] for i in missing], records, config, name, quiet)
-        for i, rows in zip(missing, made, strict=True):
-            found[i] = rows
-            if rows.isfinite().all():
-                cache.put(keys[i], rows)
-    return [rows for rows in found if rows is not None]
+    """Return `embed_set`, computed for the models that the cache lacks; if it has all, no image is decoded."""
+    data = records.identity() if cache else ""
+    return through_cache(
+        cache,
+        len(models),
+        lambda cache, i: image_key(cache, models[i], centre_of(models[i]), data, config.batch_size),
+        lambda missing: embed_set([models[i] for i in missing], records, config, name, quiet),
+    )
 
 
 def embed_texts_cached(
     model: DualEncoder, texts: Sequence[str], batch_size: int, cache: EmbeddingCache | None
 ) -> Float[Tensor, "texts embed"]:
-    """`embed_texts`, unless the cache has the embeddings of the distinct texts."""
+    """Return `embed_texts`, from the cache if it has the embeddings of the distinct texts."""
     unique = sorted(set(texts))  # in one order, so that batches, and with them rounding, are the same
-    if cache is None:
-        rows = embed_texts(model, unique, batch_size)
-    else:
-        key = text_key(cache, model, unique, batch_size)
-        found = cache.get(key)
-        rows = embed_texts(model, unique, batch_size) if found is None else found
-        if found is None and rows.isfinite().all():
-            cache.put(key, rows)
+    (rows,) = through_cache(
+        cache,
+        1,
+        lambda cache, _: text_key(cache, model, unique, batch_size),
+        lambda _: [embed_texts(model, unique, batch_size)],
+    )
     places = {text: row for row, text in enumerate(unique)}
     return rows[[places[text] for text in texts]]
 
 
 def require_finite(rows: Float[Tensor, "rows embed"], model: str, what: str) -> None:
-    """Raises MmrepError where embeddings of a model are not finite; `what` they are, and of which set."""
+    """Raise MmrepError if embeddings of a model are not finite; `what` names them and their set."""
     if not rows.isfinite().all():
         raise MmrepError(f"model {model}: its {what} are not finite; did training diverge?")

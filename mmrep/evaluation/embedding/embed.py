@@ -60,7 +60,6 @@ class Centre(Fit):
     """
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
-        """See `View`."""
         del sample  # nothing is random
         return torch.from_numpy(self.pixels(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
 

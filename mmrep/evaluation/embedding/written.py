@@ -1,10 +1,8 @@
-"""Embeddings written for anyone's index: npy (memory-mappable) or parquet, with ids and what they were made by."""
+"""Files of embeddings for other tools: npy (memory-mappable) or parquet, with ids and a description in meta.json."""
 
 import importlib.util
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,21 +17,20 @@ from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import centre_of
 from mmrep.evaluation.outcome_names import model_folder
 from mmrep.evaluation.tasks.retrieval import flat_captions
+from mmrep.files import whole_folder
 
 SCHEMA = 1
 Format = Literal["npy", "parquet"]
 Dtype = Literal["float32", "float16"]
-_GROUP = 10_000
-"""Rows of a parquet file that are made at a time."""
 
 
 class Form(NamedTuple):
-    """How embeddings are written.
+    """The form of written embeddings.
 
     Attributes:
         format: `npy`: NAME.npy, (rows, width), and NAME.jsonl with a line for each row; `parquet`: NAME.parquet with a
             column `embedding`.
-        dtype: of the numbers.
+        dtype: type of the numbers.
     """
 
     format: Format = "npy"
@@ -41,7 +38,7 @@ class Form(NamedTuple):
 
 
 def check_form(form: Form) -> None:
-    """Finds what is missing for a form before any work is done.
+    """Check, before any work is done, that a form can be written.
 
     Raises:
         ConfigError: parquet without pyarrow.
@@ -51,20 +48,19 @@ def check_form(form: Form) -> None:
 
 
 def write_set(folder: Path, context: Context, about: Mapping[str, Mapping[str, Any]], form: Form) -> list[Path]:
-    """Writes FOLDER/MODEL/DATASET/: `images` (rows in the set's order), for captions `texts`, and meta.json.
+    """Write FOLDER/MODEL/DATASET/: `images` (rows in the set's order), for captions `texts`, and meta.json.
 
-    Of sets for the task pairs, ids of texts say whether the caption is the image's right one.
-
-    All processes call it; the first writes.
+    For sets of the task pairs, ids of texts say whether the caption is the image's right one. Call it on every process;
+    the first writes.
 
     Args:
-        folder: of all.
-        context: the set under the models.
-        about: by model, what meta.json says of it.
-        form: how.
+        folder: the folder of all models.
+        context: the set and the models.
+        about: for each model, what meta.json says about it.
+        form: the form of the files.
 
     Returns:
-        The folders, one a model.
+        The folders, one for each model.
     """
     evalset = context.evalset
     captions, image_of_text = flat_captions(context.texts) if _has_captions(context) else ([], torch.zeros(0))
@@ -76,7 +72,7 @@ def write_set(folder: Path, context: Context, about: Mapping[str, Mapping[str, A
         image_ids = _image_ids(context)
         text_ids = _text_ids(context, captions, image_of_text.tolist())
         for name, images in by_model.items():
-            with _new_folder(places[name]) as part:
+            with whole_folder(places[name]) as part:
                 _write_rows(part / "images", images, image_ids, form)
                 if captions:
                     _write_rows(part / "texts", texts[name], text_ids, form)
@@ -90,9 +86,9 @@ def write_texts(
     folder: Path, model: str, name: str, texts: Sequence[str], rows: Float[Tensor, "texts embed"],
     about: Mapping[str, Any], form: Form,
 ) -> Path:  # fmt: skip
-    """Writes FOLDER/MODEL/NAME/ with `texts` and meta.json; gives that folder."""
+    """Write FOLDER/MODEL/NAME/ with `texts` and meta.json; return that folder."""
     place = folder / model_folder(model) / name
-    with _new_folder(place) as part:
+    with whole_folder(place) as part:
         _write_rows(part / "texts", rows, [{"text": text} for text in texts], form)
         counts = {"dataset": {"name": name}, "images": 0, "texts": len(texts), "dim": rows.shape[1]}
         _write_meta(part, about, counts, form)
@@ -138,35 +134,11 @@ def _write_rows(place: Path, rows: Tensor, ids: Sequence[Mapping[str, Any]], for
     import pyarrow
     from pyarrow import parquet
 
-    first = _parquet_part(values[:_GROUP], ids[:_GROUP])
-    with parquet.ParquetWriter(place.with_suffix(".parquet"), first.schema) as writer:
-        writer.write_table(first)
-        for start in range(_GROUP, len(ids), _GROUP):
-            part = _parquet_part(values[start : start + _GROUP], ids[start : start + _GROUP])
-            writer.write_table(pyarrow.Table.from_arrays(part.columns, schema=first.schema))
-
-
-def _parquet_part(values: np.ndarray, ids: Sequence[Mapping[str, Any]]) -> Any:
-    import pyarrow
-
     columns = {name: [row[name] for row in ids] for name in ids[0]}
-    flat = pyarrow.array(values.reshape(-1))
-    return pyarrow.table({**columns, "embedding": pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])})
+    columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), values.shape[1])
+    parquet.write_table(pyarrow.table(columns), place.with_suffix(".parquet"))
 
 
 def _write_meta(place: Path, about: Mapping[str, Any], counts: Mapping[str, Any], form: Form) -> None:
     content = {"schema": SCHEMA, **about, **counts, **form._asdict(), "normalised": True}
     (place / "meta.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to; it gets its name when all is in it."""
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -28,7 +28,7 @@ def nearest(
         for start in range(0, len(gallery), _GALLERY):
             scores = product(query, gallery[start : start + _GALLERY])
             value, index = _top(scores, min(k, scores.shape[1]))
-            # What was found before has lower indices, so it must stand first for the stable sort.
+            # Earlier results have lower indices, so they come first for the stable sort.
             value, index = torch.cat([best[0], value], 1), torch.cat([best[1], index + start], 1)
             value, order = value.sort(dim=1, descending=True, stable=True)
             best = value[:, :k], index.gather(1, order)[:, :k]

@@ -119,8 +119,8 @@ def _warn_of_ties(name: str, way: str, open_hits: Bool[ndarray, "queries depths"
     count = int(open_hits.any(1).sum())
     if count:
         LOG.warning(
-            "evaluation set %s: %s retrieval: ties decide recall for %d of %d queries; results have the figures with "
-            "ties against the model beside the named ones",
+            "evaluation set %s: %s retrieval: ties decide recall for %d of %d queries; `pessimistic` in the results "
+            "counts ties against the model",
             name, way, count, len(open_hits),
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from mmrep.config.checks import ConfigError, require
@@ -36,14 +35,27 @@ def read_files(config: SetConfig) -> Found:
         DataError: malformed or contradictory annotations, missing images, nothing in the set.
     """
     try:
-        contents, classnames, templates = _READERS[config.format](config)
+        contents, classnames, templates = _read(config)
     except (ConfigError, DataError) as error:
         raise type(error)(_in_terms_of_sets(config, str(error))) from error
     _settle(config, contents)
     return Found(FileRecords(contents.images, contents.items, config.captions_per_image), classnames, templates)
 
 
-_Read = tuple[Contents, list[str], list[str]]
+def _read(config: SetConfig) -> tuple[Contents, list[str], list[str]]:
+    """Return the content of a set, its class names and its templates."""
+    if config.format == "folder":
+        return _folder(config)
+    if config.format == "imagenet-val":
+        return _imagenet_val(config)
+    assert config.images is not None, "checked by SetConfig"
+    place, images = local_place(config), Path(config.images).expanduser()
+    if config.format == "coco":
+        return read_coco(place, images, config.split), [], []
+    if config.format == "karpathy":
+        return read_karpathy(place, images, [config.split]), [], []
+    columns = (config.image_column, config.caption_column, config.separator)
+    return read_table(place, images, config.split, *columns), [], []
 
 
 def _in_terms_of_sets(config: SetConfig, message: str) -> str:
@@ -53,7 +65,7 @@ def _in_terms_of_sets(config: SetConfig, message: str) -> str:
     return text if str(local_place(config)) in text else f"evaluation set {config.path}: {text}"
 
 
-def _folder(config: SetConfig) -> _Read:
+def _folder(config: SetConfig) -> tuple[Contents, list[str], list[str]]:
     place = local_place(config) / config.split
     contents = read_folder(place, config.split)
     _refuse_splits(config, contents)
@@ -88,7 +100,7 @@ def _has_image_name(item: Item) -> bool:
     return Path(item.name).suffix.lower() in _IMAGES
 
 
-def _imagenet_val(config: SetConfig) -> _Read:
+def _imagenet_val(config: SetConfig) -> tuple[Contents, list[str], list[str]]:
     assert config.labels is not None, "checked by SetConfig"
     meta = Path(config.devkit_meta).expanduser() if config.devkit_meta else None
     contents = read_imagenet_val(local_place(config), Path(config.labels).expanduser(), "test", devkit_meta=meta)
@@ -97,33 +109,6 @@ def _imagenet_val(config: SetConfig) -> _Read:
     if config.templates is None:
         return contents, classnames, contents.templates
     return contents, classnames, templates_of(config, None)
-
-
-def _images(config: SetConfig) -> Path:
-    assert config.images is not None, "checked by SetConfig"
-    return Path(config.images).expanduser()
-
-
-def _coco(config: SetConfig) -> _Read:
-    return read_coco(local_place(config), _images(config), config.split), [], []
-
-
-def _karpathy(config: SetConfig) -> _Read:
-    return read_karpathy(local_place(config), _images(config), [config.split]), [], []
-
-
-def _csv(config: SetConfig) -> _Read:
-    columns = (config.image_column, config.caption_column, config.separator)
-    return read_table(local_place(config), _images(config), config.split, *columns), [], []
-
-
-_READERS: dict[str, Callable[[SetConfig], _Read]] = {
-    "folder": _folder,
-    "imagenet-val": _imagenet_val,
-    "coco": _coco,
-    "karpathy": _karpathy,
-    "csv": _csv,
-}
 
 
 def _settle(config: SetConfig, contents: Contents) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmrep.config.checks import require
+from mmrep.config.checks import ConfigError, require
 from mmrep.config.evaluation import SetConfig
 from mmrep.data.shards import IMAGE_EXTENSIONS
 from mmrep.data.tar import DataError
@@ -177,7 +177,6 @@ class InstanceRecords(Records):
         return state.hexdigest()
 
     def files(self) -> list[Path]:
-        """See `Records`."""
         return [path for _, path, _ in self.samples]
 
 
@@ -188,8 +187,8 @@ def open_instances(config: SetConfig) -> InstanceRecords:
         ConfigError: no folder, no ground truth.
         DataError: the ground truth can't be used; images are missing.
     """
-    require(config.ground_truth is not None, f"evaluation set {config.path}: task instance: needs ground_truth")
-    assert config.ground_truth is not None, "for the type checker: required above"
+    if config.ground_truth is None:
+        raise ConfigError(f"evaluation set {config.path}: task instance: needs ground_truth")
     folder = local_place(config)
     require(folder.is_dir(), f"evaluation set {config.path}: no such folder of images")
     truth = read_ground_truth(Path(config.ground_truth).expanduser())

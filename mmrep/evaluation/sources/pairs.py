@@ -61,7 +61,6 @@ class PairRecords(Records):
         return self.samples[position].key
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """See `Records`."""
         return read_pixels(self.samples[position].image, self.key(position))
 
     def texts(self, position: int) -> list[str]:
@@ -77,7 +76,6 @@ class PairRecords(Records):
         return state.hexdigest()
 
     def files(self) -> list[Path]:
-        """See `Records`."""
         return [pair.image for pair in self.samples]
 
 

@@ -145,21 +145,17 @@ class ShardRecords(Records):
         return "/".join([*place, index.keys[row].decode()])
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """See `Records`."""
         return read_image(*self.samples[position])
 
     def label(self, position: int) -> int:
-        """See `Records`."""
         return class_label(*self.samples[position], self.classes)
 
     def labels(self, position: int) -> list[int]:
-        """See `Records`."""
         if self.captions == "npy":
             return _several(*self.samples[position], self.classes)
         return [self.label(position)]
 
     def texts(self, position: int) -> list[str]:
-        """See `Records`."""
         return text_lines(*self.samples[position], self.captions)[: self.most]
 
     def digest(self) -> str:
@@ -183,7 +179,6 @@ class ShardRecords(Records):
         return [each for each in self._shards_without_crcs() if isinstance(each, Path)]
 
     def identity(self) -> str:
-        """See `Records`."""
         remote = [
             (each.address, each.version, each.size)
             for each in self._shards_without_crcs()
@@ -230,18 +225,15 @@ class FileRecords(Records):
         return self.samples[position].name
 
     def image(self, position: int) -> UInt8[Tensor, "3 height width"]:
-        """See `Records`."""
         return read_pixels(self.folder / self.samples[position].name)
 
     def label(self, position: int) -> int:
-        """See `Records`."""
         item = self.samples[position]
         if item.label is None:
             raise DataError(f"{self.folder / item.name}: has captions, but no class")
         return item.label
 
     def texts(self, position: int) -> list[str]:
-        """See `Records`."""
         item = self.samples[position]
         if not item.captions:
             raise DataError(f"{self.folder / item.name}: no caption")
@@ -255,7 +247,6 @@ class FileRecords(Records):
         return state.hexdigest()
 
     def files(self) -> list[Path]:
-        """See `Records`."""
         return [self.folder / item.name for item in self.samples]
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mmrep.config.robustness import CORRUPTIONS
 from mmrep.evaluation.embedding.embed import Centre
-from mmrep.evaluation.tasks.view_predictions import centred
+from mmrep.evaluation.tasks.zeroshot import centred
 
 Pixels = Float32[Tensor, "3 rows columns"]
 """Pixels in [0, 1]."""
@@ -50,7 +50,6 @@ class Corrupted(NamedTuple):
     seed: int = 0
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
-        """See `View`."""
         counter = [0, sample, self.severity, CORRUPTIONS.index(self.kind)]
         random = np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=counter))
         return corrupt(centred(image, self.centre), self.kind, self.severity, random)

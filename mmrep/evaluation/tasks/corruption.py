@@ -13,7 +13,7 @@ from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import View, centre_of
 from mmrep.evaluation.metrics import Evaluation
 from mmrep.evaluation.tasks.corrupted import Corrupted
-from mmrep.evaluation.tasks.view_predictions import Predictions, check_classes, predict
+from mmrep.evaluation.tasks.zeroshot import Predictions, check_classes, predict
 
 
 def corruption(context: Context) -> list[Evaluation]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.embed import Centre, View, centre_of
 from mmrep.evaluation.metrics import Evaluation
-from mmrep.evaluation.tasks.view_predictions import Predictions, centred, check_classes, predict
+from mmrep.evaluation.tasks.zeroshot import Predictions, centred, check_classes, predict
 from mmrep.model.dual_encoder import DualEncoder
 
 
@@ -38,7 +38,6 @@ class Occluded(NamedTuple):
     seed: int = 0
 
     def __call__(self, image: UInt8[Tensor, "3 height width"], sample: int) -> UInt8[Tensor, "3 rows columns"]:
-        """See `View`."""
         pixels = centred(image, self.centre)
         sizes = (self.centre.rows // self.grid[0], self.centre.columns // self.grid[1])
         covered = torch.zeros(pixels.shape[1:], dtype=torch.bool)

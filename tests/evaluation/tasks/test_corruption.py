@@ -26,8 +26,7 @@ from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.evaluation.tasks.corrupted import Corrupted, _convolve, _gaussian_blur, _resample, corrupt
 from mmrep.evaluation.tasks.corruption import corruption, corruption_metrics
-from mmrep.evaluation.tasks.view_predictions import Predictions
-from mmrep.evaluation.tasks.zeroshot import embed_classes, zeroshot
+from mmrep.evaluation.tasks.zeroshot import Predictions, embed_classes, zeroshot
 from mmrep.model.dual_encoder import DualEncoder
 
 SIZE = 56
