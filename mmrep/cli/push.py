@@ -37,7 +37,7 @@ def run(options: Options, _: list[str]) -> None:
         if options.open_clip:
             from mmrep.hub.formats import export
 
-            extra = {path.name: path for path in export(options.load(), Path(folder) / "open_clip").iterdir()}
+            extra = export(options.load(), Path(folder) / "open_clip")
         result = push(
             options.model, options.repo_id, options.private, options.dry_run, license=options.license, extra=extra
         )

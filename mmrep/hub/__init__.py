@@ -1,4 +1,4 @@
-"""To other libraries and to the Hugging Face Hub."""
+"""Export to other libraries, model cards, and upload to the Hugging Face Hub."""
 
 from typing import TYPE_CHECKING, Any
 

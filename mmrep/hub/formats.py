@@ -1,4 +1,4 @@
-"""Export: a folder that open_clip itself loads, proven to give the same embeddings, or a trained mmcap's light form."""
+"""Export of a model: to open_clip, proven to compute the same embeddings, or to the light form of a trained mmcap."""
 
 import json
 import shutil
@@ -18,22 +18,20 @@ OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 
 def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") -> Path:
-    """Writes a model in another form.
+    """Write a model in another form, and return the folder.
 
-    `open_clip`: open_clip_config.json and open_clip_model.safetensors, which open_clip loads by
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
-    `mmcap_light`: the mean token of a trained `mcap` or `mmcap` alone, which `mmrep.load` takes.
+    `open_clip` writes open_clip_config.json and open_clip_model.safetensors, which
+    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads. `mmcap_light` writes the mean token of a trained
+    `mcap` or `mmcap` alone, for `mmrep.load`.
 
     Args:
-        model: any model; what the format can't express is refused.
-        folder: must not exist, or be empty.
+        model: the model.
+        folder: a new or an empty folder.
         format: one of `FORMATS`.
 
-    Returns:
-        The folder.
-
     Raises:
-        ConfigError: an unknown format, a model that it can't express (named), a folder in use.
+        ConfigError: an unknown format, a model that the format can't express (the message says why), or a folder that
+            is not empty.
     """
     one_of("format", format, FORMATS)
     folder = Path(folder)

@@ -1,6 +1,7 @@
-"""Weights to and from open_clip: native CLIP ViTs and TimmModel towers."""
+"""Conversion of weights from and to open_clip, for its native CLIP ViTs and its TimmModel towers."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,70 +10,63 @@ from torch import Tensor, nn
 
 from mmrep.config.checks import ConfigError, quoted
 from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.text_encoder import text_fields
 
 _NATIVE_NAMES = (
-    (r"^patch_embed\.proj\.", "conv1."),
-    (r"^norm_pre\.", "ln_pre."),
-    (r"^blocks\.(\d+)\.norm(\d)\.", r"transformer.resblocks.\1.ln_\2."),
-    (r"^blocks\.(\d+)\.attn\.qkv\.", r"transformer.resblocks.\1.attn.in_proj_"),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"transformer.resblocks.\1.attn.out_proj."),
-    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"transformer.resblocks.\1.mlp.c_fc."),
-    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"transformer.resblocks.\1.mlp.c_proj."),
-    (r"^blocks\.(\d+)\.ls(\d)\.gamma$", r"transformer.resblocks.\1.ls_\2.gamma"),
+    ("patch_embed.proj.", "conv1."),
+    ("norm_pre.", "ln_pre."),
+    ("norm.", "ln_post."),
+    ("blocks.#.norm1.", "transformer.resblocks.#.ln_1."),
+    ("blocks.#.norm2.", "transformer.resblocks.#.ln_2."),
+    ("blocks.#.attn.qkv.", "transformer.resblocks.#.attn.in_proj_"),
+    ("blocks.#.attn.proj.", "transformer.resblocks.#.attn.out_proj."),
+    ("blocks.#.mlp.fc1.", "transformer.resblocks.#.mlp.c_fc."),
+    ("blocks.#.mlp.fc2.", "transformer.resblocks.#.mlp.c_proj."),
+    ("blocks.#.ls1.", "transformer.resblocks.#.ls_1."),
+    ("blocks.#.ls2.", "transformer.resblocks.#.ls_2."),
 )
-_TIMM_NAMES = (
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^ln_post\.", "norm."),
-    (r"^transformer\.resblocks\.(\d+)\.ln_(\d)\.", r"blocks.\1.norm\2."),
-    (r"^transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
-    (r"^transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
-    (r"^transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
-    (r"^transformer\.resblocks\.(\d+)\.ls_(\d)\.gamma$", r"blocks.\1.ls\2.gamma"),
-)
+"""timm's name of each part of a ViT, and that of open_clip's native ViT. # stands for the number of a block."""
 OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
 NO_WEIGHTS = ("attn_mask", "text.attn_mask", *OPENAI_SIZES)
-"""Entries of older state dicts that are no weights: a buffer that the tower makes itself, and OpenAI's three sizes."""
-_HEAD = "image.pool."
+"""Entries of older state dicts that are not weights: a buffer that the tower makes itself, and OpenAI's three sizes."""
+HEAD = "image.pool."
 
 StateDict = dict[str, Tensor]
 
 
 def load_open_clip_state_dict(model: DualEncoder, state_dict: StateDict, new_head: bool = False) -> None:
-    """Load an open_clip model's weights. Every tensor has to have its place, and every part its tensor.
+    """Load the weights of an open_clip model. Every tensor must have a place, and every parameter a tensor.
 
     Args:
-        model: of the same architecture.
-        state_dict: of open_clip's CLIP or CustomTextCLIP.
-        new_head: whether the model has another head than the weights: its head keeps its values, and the weights' is
-            left out.
+        model: a model of the same architecture.
+        state_dict: weights of open_clip's CLIP or CustomTextCLIP.
+        new_head: the model has another head than the weights. It keeps its head, and that of the weights is left out.
 
     Raises:
-        ConfigError: names or shapes that do not match, the first of them named.
+        ConfigError: a name or shape that does not match; the message shows the first.
     """
     ours = _image_from_open_clip(state_dict) | _text_from_open_clip(state_dict)
     for name in ("logit_scale", "logit_bias"):
         if name in state_dict:
             ours[name] = state_dict[name].reshape(1)
     if new_head:
-        ours = {name: value for name, value in ours.items() if not name.startswith(_HEAD)}
+        ours = {name: value for name, value in ours.items() if not name.startswith(HEAD)}
         if model.logit_bias is None:
-            ours.pop("logit_bias", None)  # the loss is chosen anew, like the head
-    place_weights(model, ours, "open_clip weights", optional=(_HEAD, "logit_bias") if new_head else ())
+            ours.pop("logit_bias", None)  # the loss may be another one, like the head
+    place_weights(model, ours, "open_clip weights", optional=(HEAD, "logit_bias") if new_head else ())
 
 
 def place_weights(model: DualEncoder, found: StateDict, what: str, optional: tuple[str, ...] = ()) -> None:
-    """Load tensors by our names after checking that names and shapes match.
+    """Load tensors into a model after checking that names and shapes match.
 
     Args:
-        model: gets the values.
-        found: tensors by parameter name.
-        what: the weights, as messages name them.
+        model: the model.
+        found: tensors by our parameter names.
+        what: the start of the messages, which says whose weights they are.
         optional: prefixes of parameters that may keep their values.
 
     Raises:
-        ConfigError: a tensor without place, of another shape, or missing; the first is named.
+        ConfigError: a tensor without a place, of another shape, or missing; the message shows the first.
     """
     expected = model.state_dict()
     for name, value in found.items():
@@ -89,43 +83,44 @@ def place_weights(model: DualEncoder, found: StateDict, what: str, optional: tup
 
 
 def _image_from_open_clip(state_dict: StateDict) -> StateDict:
+    """Return the weights of the image tower by our names."""
     visual = {name.removeprefix("visual."): value for name, value in state_dict.items() if name.startswith("visual.")}
-    if "class_embedding" in visual:
-        flat = _native_to_timm(visual)
-    else:
-        flat = {name.removeprefix("trunk."): value for name, value in visual.items()}
-        flat = {re.sub(r"^head\.(?:proj\.)?", "head.", name): value for name, value in flat.items()}
+    native = "class_embedding" in visual
     places = (
         ("norm.", "image.norm."),
         ("fc_norm.", "image.norm."),
+        ("head.proj.", "image.projection."),
         ("head.", "image.projection."),
-        ("attn_pool.", f"{_HEAD}attn_pool."),
+        ("attn_pool.", f"{HEAD}attn_pool."),
+        ("", "image.trunk."),
     )
     ours = {}
-    for name, value in flat.items():
-        short, place = next(((s, p) for s, p in places if name.startswith(s)), ("", "image.trunk."))
-        ours[place + name.removeprefix(short)] = value
+    for name, value in visual.items():
+        if native and name == "class_embedding":
+            name, value = "cls_token", value[None, None]
+        elif native and name == "positional_embedding":
+            name, value = "pos_embed", value[None]
+        elif native and name == "proj":
+            name, value = "head.weight", value.T
+        elif native:
+            name = _renamed(name, [(theirs, timms) for timms, theirs in _NATIVE_NAMES])
+        ours[_renamed(name.removeprefix("trunk."), places)] = value
     return ours
 
 
-def _native_to_timm(visual: StateDict) -> StateDict:
-    """Return the weights of open_clip's native ViT under timm's names; the inverse of what `_to_native` does."""
-    flat = {}
-    for name, value in visual.items():
-        if name == "class_embedding":
-            flat["cls_token"] = value[None, None]
-        elif name == "positional_embedding":
-            flat["pos_embed"] = value[None]
-        elif name == "proj":
-            flat["head.weight"] = value.T
-        else:
-            for pattern, replacement in _TIMM_NAMES:
-                name = re.sub(pattern, replacement, name)
-            flat[name] = value
-    return flat
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Return a name with the first of the old prefixes that fits replaced by the new one."""
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)
+    for old, new in pairs:
+        if number:
+            old, new = (prefix.replace("#", number[0]) for prefix in (old, new))
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _text_from_open_clip(state_dict: StateDict) -> StateDict:
+    """Return the weights of the text tower by our names."""
     custom = any(name.startswith("text.") for name in state_dict)
     found = {}
     for name, value in state_dict.items():
@@ -135,51 +130,41 @@ def _text_from_open_clip(state_dict: StateDict) -> StateDict:
 
 
 def to_open_clip(model: DualEncoder) -> tuple[dict[str, Any], StateDict]:
-    """open_clip's model config and state dict for a model that open_clip can express.
+    """Return open_clip's model config and state dict for a model.
 
     Raises:
-        ConfigError: what open_clip has no name for.
+        ConfigError: open_clip can't express the model; the message says why.
     """
     if model.image.graft is not None and model.config.pooling != model.config.base:
         raise ConfigError(
             f"open_clip can't express a head swapped onto another: {model.config.pooling.label!r} onto "
             f"{model.config.pool_base!r} (model.pool_init: preserve)"
         )
-    text = model.config.text
-    quick_gelu = bool(text.args.get("quick_gelu", False))
-    text_cfg = {key: value for key, value in text.args.items() if key != "quick_gelu"}
-    for name in ("context_length", "vocab_size", "width", "heads", "layers"):
-        if getattr(text, name) is not None:
-            text_cfg[name] = getattr(text, name)
-    reason = _native_obstacle(model)
-    if not reason:
-        vision_cfg, visual = _to_native(model)
-        prefix = ""
-    else:
-        timm_reason = _timm_obstacle(model)
-        if timm_reason:
-            raise ConfigError(
-                f"open_clip can't express this model: its native ViT: {reason}; its TimmModel: {timm_reason}"
-            )
-        vision_cfg, visual = _to_timm(model)
-        prefix = "text."
-    state = {f"visual.{name}": value for name, value in visual.items()}
-    for name, value in model.text.tower.state_dict().items():
-        state[prefix + name] = value
-    state["logit_scale"] = model.logit_scale.detach().reshape(())
+    native_reason = _native_obstacle(model)
+    timm_reason = _timm_obstacle(model) if native_reason else ""
+    if native_reason and timm_reason:
+        raise ConfigError(
+            f"open_clip can't express this model: its native ViT: {native_reason}; its TimmModel: {timm_reason}"
+        )
+    vision_cfg, visual = _to_timm(model) if native_reason else _to_native(model)
+    text_cfg, quick_gelu = text_fields(model.config.text)
     config: dict[str, Any] = {"embed_dim": model.image.embed_dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    if native_reason:
+        config["custom_text"] = True
     if quick_gelu:
         config["quick_gelu"] = True
+    text_prefix = "text." if native_reason else ""
+    state = {f"visual.{name}": value for name, value in visual.items()}
+    state |= {text_prefix + name: value for name, value in model.text.tower.state_dict().items()}
+    state["logit_scale"] = model.logit_scale.reshape(())
     if model.logit_bias is not None:
-        state["logit_bias"] = model.logit_bias.detach().reshape(())
+        state["logit_bias"] = model.logit_bias.reshape(())
         config["init_logit_bias"] = 0.0
-    if prefix:
-        config["custom_text"] = True
     return config, {name: value.detach().contiguous().cpu() for name, value in state.items()}
 
 
 def _native_obstacle(model: DualEncoder) -> str:
-    """Why open_clip's native ViT can't be this image tower; empty if it can."""
+    """Return why open_clip's native ViT can't be this image tower; empty if it can."""
     trunk: Any = model.image.trunk
     config = model.config.image
     name = model.config.pooling.name
@@ -223,16 +208,14 @@ def _to_native(model: DualEncoder) -> tuple[dict[str, Any], StateDict]:
         elif name == "pos_embed":
             state["positional_embedding"] = value[0]
         else:
-            for pattern, replacement in _NATIVE_NAMES:
-                name = re.sub(pattern, replacement, name)
-            state[name] = value
+            state[_renamed(name, _NATIVE_NAMES)] = value
     state |= {f"ln_post.{name}": value for name, value in image.norm.state_dict().items()}
     state["proj"] = image.projection.weight.T
     return cfg, state
 
 
 def _timm_obstacle(model: DualEncoder) -> str:
-    """Why open_clip's TimmModel can't be this image tower; empty if it can."""
+    """Return why open_clip's TimmModel can't be this image tower; empty if it can."""
     image, config = model.image, model.config.image
     where = (model.config.pooling.name, config.norm)
     allowed = {("cls", "before"), ("avg", "before"), ("avg", "after"), ("map", "before")}
@@ -278,6 +261,6 @@ def _to_timm(model: DualEncoder) -> tuple[dict[str, Any], StateDict]:
     else:
         bias = image.projection.bias
         state["trunk.head.weight"] = weight
-        # timm's own classifier always has a bias; ours without one is its with zeros.
+        # timm's own classifier always has a bias. A projection without one becomes a classifier with zeros.
         state["trunk.head.bias"] = torch.zeros(len(weight)) if bias is None else bias
     return cfg, state

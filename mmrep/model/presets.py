@@ -1,4 +1,4 @@
-"""open_clip's model and preprocessing configs as ours; what has no counterpart here is refused by name."""
+"""Conversion of open_clip's model and preprocessing configs to ours. What mmrep lacks is refused by name."""
 
 import dataclasses
 import math
@@ -11,20 +11,18 @@ from mmrep.config.checks import ConfigError, hint, quoted, require
 from mmrep.config.model import ImageConfig, ModelConfig, TextConfig
 from mmrep.config.pooling import Norm
 from mmrep.config.schema import read_fields
+from mmrep.model.trunk import timm_head
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _NATIVE_TRUNK = "vit_base_patch16_clip_224"
-"""timm's CLIP ViT; its arguments make it any of open_clip's native ones."""
+"""timm's CLIP ViT. With arguments it becomes any of open_clip's native ViTs."""
 
-_PLAIN_BLOCKS = {
+_NATIVE_VALUES: dict[str, tuple[Any, ...]] = {
     "block_type": (None, "default"),
     **dict.fromkeys(
         ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), (False,)
     ),
-}
-_NATIVE_VALUES = {
-    **_PLAIN_BLOCKS,
     "attentional_pool": (False,),
     "no_ln_pre": (False,),
     "pos_embed_type": ("learnable",),
@@ -32,40 +30,33 @@ _NATIVE_VALUES = {
     "norm_kwargs": (None,),
     "pool_type": ("tok", "avg"),
 }
-"""Fields of a native ViT of which only these values are implemented here."""
-_NATIVE_HONOURED = {
+"""Fields of a native ViT that may have these values only."""
+_NATIVE_FREE = {
     *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "patch_dropout"),
     "final_ln_after_pool",
+    "output_tokens",  # changes what open_clip's forward pass returns, not the embedding
+    *("attn_pooler_queries", "attn_pooler_heads"),  # read under attentional_pool only
 }
-_NATIVE_UNUSED = {
-    "output_tokens": "changes what open_clip's forward pass returns, not the embedding",
-    "attn_pooler_queries": "read with attentional_pool only, which is refused",
-    "attn_pooler_heads": "read with attentional_pool only, which is refused",
-}
-_TIMM_HONOURED = {
+_TIMM_FREE = {
     *("timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop_path", "patch_dropout", "image_size"),
+    "timm_model_pretrained",  # open_clip starts from ImageNet weights only if no CLIP weights follow
+    "output_tokens",
 }
-_TIMM_VALUES = {"timm_drop": (0.0,)}
-_TIMM_UNUSED = {
-    "timm_model_pretrained": "open_clip starts from ImageNet weights only where no CLIP weights follow",
-    "output_tokens": "changes what open_clip's forward pass returns, not the embedding",
+_TOP_FREE = {
+    *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
+    "custom_text",  # changes the names of the weights; both are read
+    "nonscalar_logit_scale",  # changes the shape of the logit scale; both are read
+    "output_dict",  # changes what open_clip's forward pass returns, not the embedding
+    "cast_dtype",  # the precision that open_clip computes in, which its caller chooses
 }
-_TIMM_FIELDS = [field.name for field in dataclasses.fields(CLIPVisionCfg) if field.name.startswith("timm_")]
-_TOP_UNUSED = {
-    "custom_text": "changes the names of the weights, which both are read",
-    "nonscalar_logit_scale": "changes the shape of the logit scale, of which both are read",
-    "output_dict": "changes what open_clip's forward pass returns, not the embedding",
-    "cast_dtype": "the precision that open_clip computes in, which its caller chooses",
-}
-_TOP_HONOURED = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"}
 _TEXT_FIELDS = {field.name for field in dataclasses.fields(TextConfig)} - {"args"}
 
 
 def complete(config: ModelConfig) -> ModelConfig:
-    """Return the config with everything in place that its `name` stands for; `name` itself is kept as a label.
+    """Return the config with the parts that its `name` stands for filled in. `name` itself stays as a label.
 
     Raises:
-        ConfigError: no such open_clip model, one with parts that are not supported (named), or a name beside a trunk.
+        ConfigError: no such open_clip model, a model with unsupported parts, or both a name and a trunk.
     """
     if config.name is None:
         return config
@@ -73,7 +64,7 @@ def complete(config: ModelConfig) -> ModelConfig:
 
     require(
         config.image.trunk is None,
-        f"model.name {quoted(config.name)} and model.image.trunk {quoted(config.image.trunk)} each stand for a model: "
+        f"model.name {quoted(config.name)} and model.image.trunk {quoted(config.image.trunk)} each choose a trunk: "
         "give one of them",
     )
     named = open_clip.get_model_config(config.name)
@@ -93,9 +84,9 @@ def complete(config: ModelConfig) -> ModelConfig:
 
 
 def with_preprocessing(image: ImageConfig) -> ImageConfig:
-    """Return the config with mean, std, resize mode and interpolation in place.
+    """Return the config with mean, std, resize mode and interpolation filled in.
 
-    What is None becomes the pretrained trunk's value where its weights are loaded, else CLIP's.
+    A field that is None gets the pretrained trunk's value if its weights are loaded, else CLIP's.
     """
     values: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, "resize_mode": "shortest", "interpolation": "bicubic"}
     if image.pretrained:
@@ -112,25 +103,25 @@ def with_preprocessing(image: ImageConfig) -> ImageConfig:
 
 
 def from_open_clip(named: Any, where: str, name: str | None = None, preprocess: Any = None) -> ModelConfig:
-    """Return an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`) as ours, pooling included.
+    """Convert an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`) to ours, pooling included.
 
-    Every field is either honoured, or has the one value that is implemented here, or is refused.
+    Every field is either honoured, or must have the only value that is implemented here, or is refused.
 
     Args:
         named: open_clip's `model_cfg`.
-        where: the file or model that messages name.
+        where: start of the messages: the file or the model.
         name: label of the result.
         preprocess: open_clip's `preprocess_cfg`.
 
     Raises:
-        ConfigError: a field of the wrong type, or one that is not supported, named.
+        ConfigError: a field of the wrong type, or an unsupported one; the message names it.
     """
     require(isinstance(named, dict), f"{where}: expected keys and values, got {quoted(named)}")
     for key in ("vision_cfg", "text_cfg"):
         require(
             isinstance(named.get(key), dict), f"{where}: {key}: expected keys and values, got {quoted(named.get(key))}"
         )
-    unknown = sorted(key for key, value in named.items() if key not in _TOP_HONOURED | _TOP_UNUSED.keys() and value)
+    unknown = sorted(key for key, value in named.items() if key not in _TOP_FREE and value)
     require(not unknown, f"{where}: {', '.join(unknown)} not supported")
     width = named.get("embed_dim")
     require(type(width) is int, f"{where}: embed_dim: expected int, got {quoted(width)}")
@@ -140,7 +131,7 @@ def from_open_clip(named: Any, where: str, name: str | None = None, preprocess: 
         scale is None or (isinstance(scale, int | float) and abs(scale) < 50),
         f"{where}: init_logit_scale: expected a logarithm below 50, got {quoted(scale)}",
     )
-    # open_clip's own configs leave fields empty, most of which then have their default.
+    # open_clip's own configs have empty fields. All but timm_proj then get their default.
     given = {key: value for key, value in named["vision_cfg"].items() if value is not None}
     if "timm_proj" in named["vision_cfg"]:
         given["timm_proj"] = named["vision_cfg"]["timm_proj"] or ""
@@ -170,15 +161,13 @@ def _flag(fields: dict[str, Any], key: str, where: str) -> bool:
     return bool(value)
 
 
-def _check_fields(
-    given: dict[str, Any], where: str, honoured: set[str], values: dict[str, tuple[Any, ...]], unused: dict[str, str]
-) -> None:
-    """Refuse fields that are neither honoured nor unused, and values that are not implemented."""
+def _check_fields(given: dict[str, Any], where: str, free: set[str], values: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse values that are not implemented: others than `values` lists, or than the default of a field not `free`."""
     for key, value in given.items():
         if key in values:
             allowed = ", ".join(map(repr, values[key]))
             require(value in values[key], f"{where}: {key} {quoted(value)} is not supported (only {allowed})")
-        elif key not in honoured and key not in unused:
+        elif key not in free:
             default = next(field.default for field in dataclasses.fields(CLIPVisionCfg) if field.name == key)
             require(value == default, f"{where}: {key} {quoted(value)} is not supported with this image tower")
 
@@ -188,10 +177,11 @@ def _native_image(
 ) -> tuple[ImageConfig, str]:
     if not isinstance(vision.layers, int):
         raise ConfigError(
-            f"{where}: layers {quoted(vision.layers)}: a ResNet; the image tower has to give patch tokens"
+            f"{where}: layers {quoted(vision.layers)}: a ResNet; the image tower must return patch tokens"
         )
-    unused = _NATIVE_UNUSED | dict.fromkeys(_TIMM_FIELDS, "open_clip reads it with timm_model_name only")
-    _check_fields(given, where, _NATIVE_HONOURED, _NATIVE_VALUES, unused)
+    # open_clip ignores the fields of TimmModel here.
+    timms = {field.name for field in dataclasses.fields(CLIPVisionCfg) if field.name.startswith("timm_")}
+    _check_fields(given, where, _NATIVE_FREE | timms, _NATIVE_VALUES)
     require(
         1 <= vision.head_width <= vision.width,
         f"{where}: head_width: expected from 1 to width {quoted(vision.width)}, got {quoted(vision.head_width)}",
@@ -215,34 +205,30 @@ def _native_image(
 
 def _timm_image(vision: CLIPVisionCfg, given: dict[str, Any], where: str) -> tuple[ImageConfig, Any]:
     """Return image tower and pool of open_clip's TimmModel, read off the timm model that it would build."""
-    from mmrep.model.trunk import timm_head
-
-    native = (_NATIVE_HONOURED | _NATIVE_VALUES.keys() | _NATIVE_UNUSED.keys()) - _TIMM_HONOURED
-    unused = _TIMM_UNUSED | dict.fromkeys(native, "open_clip reads it without timm_model_name only")
-    _check_fields(given, where, _TIMM_HONOURED, _TIMM_VALUES, unused)
+    # open_clip ignores the fields of its native ViT here.
+    _check_fields(given, where, _TIMM_FREE | _NATIVE_FREE | _NATIVE_VALUES.keys(), {"timm_drop": (0.0,)})
     require(
         vision.timm_proj in ("linear", "", "none"),
         f"{where}: timm_proj {quoted(vision.timm_proj)} is not supported (only 'linear', 'none' and '')",
     )
     linear = vision.timm_proj == "linear"
-    head = timm_head(vision.timm_model_name, vision.timm_pool, keep_default=linear, where=where)
-    size = vision.image_size if isinstance(vision.image_size, tuple) else (vision.image_size,) * 2
+    pool, norm, size = timm_head(vision.timm_model_name, vision.timm_pool, keep_default=linear, where=where)
     require(
-        size == head.size,
-        f"{where}: image_size {quoted(vision.image_size)}: {vision.timm_model_name} takes {head.size}, and open_clip "
-        "gives it no other size",
+        _pair(vision.image_size) == size,
+        f"{where}: image_size {quoted(vision.image_size)}: {vision.timm_model_name} takes {size}, and open_clip can't "
+        "change that",
     )
     args = {} if vision.timm_drop_path is None else {"drop_path_rate": vision.timm_drop_path}
     image = ImageConfig(
         trunk=vision.timm_model_name,
         args=args,
-        norm=head.norm,
+        norm=norm,
         patch_dropout=vision.patch_dropout,
         projection=vision.timm_proj != "none",
-        # Without a linear projection of its own, open_clip takes timm's classifier for one, which has a bias.
+        # Without a linear projection of its own, open_clip projects with timm's classifier, which has a bias.
         projection_bias=vision.timm_proj_bias if linear else True,
     )
-    return image, head.pool
+    return image, pool
 
 
 def _text(given: dict[str, Any], where: str, quick_gelu: bool) -> TextConfig:
@@ -251,7 +237,7 @@ def _text(given: dict[str, Any], where: str, quick_gelu: bool) -> TextConfig:
     require(not odd, f"{where}: {quoted(odd)}: only open_clip's text tower and CLIP's BPE are supported")
     for key in ("tokenizer_kwargs", "tokenizer_mode"):
         require(not getattr(text, key), f"{where}: {key} {quoted(getattr(text, key))} is not supported")
-    # The tower is open_clip's own, built from all other fields as they stand.
+    # The tower is open_clip's own and takes all other fields as they are.
     unused = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "output_tokens"}
     args = {
         key: value for key, value in given.items() if key not in _TEXT_FIELDS | unused and not key.startswith("hf_")
@@ -262,7 +248,7 @@ def _text(given: dict[str, Any], where: str, quick_gelu: bool) -> TextConfig:
 
 
 def _preprocessing(given: Any, image_size: int | tuple[int, int], where: str) -> dict[str, Any]:
-    """Return the fields of ImageConfig that a preprocess_cfg stands for."""
+    """Convert a preprocess_cfg to fields of ImageConfig."""
     where = f"{where}: preprocess_cfg"
     require(isinstance(given, dict), f"{where}: expected keys and values, got {quoted(given)}")
     given = {key: value for key, value in given.items() if value is not None}

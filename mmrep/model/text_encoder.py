@@ -1,4 +1,4 @@
-"""The text tower (open_clip's transformer, walked here) and the CLIP tokenizer."""
+"""The text tower, which is open_clip's transformer, and CLIP's tokenizer."""
 
 import hashlib
 import json
@@ -21,37 +21,44 @@ from mmrep.config.model import TextConfig
 from mmrep.model.seeding import seeded
 
 KNOWN_IDS = 65_536
+"""Number of words and texts whose ids are remembered."""
 BUCKET = 8
-"""Texts are cut to multiples of this, so that torch.compile meets few lengths."""
+"""Batches are cut to multiples of this length, so that torch.compile sees few lengths."""
+
+
+def text_fields(config: TextConfig) -> tuple[dict[str, Any], bool]:
+    """Return a tower's fields as open_clip's `text_cfg`, and whether its activation is QuickGELU."""
+    fields = {**config.args}
+    quick_gelu = bool(fields.pop("quick_gelu", False))
+    for name in ("context_length", "vocab_size", "width", "heads", "layers"):
+        if getattr(config, name) is not None:
+            fields[name] = getattr(config, name)
+    return fields, quick_gelu
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings.
+    """The text tower: token ids to embeddings.
 
-    open_clip's own forward pass fails on texts shorter than the context; this one cuts position embedding and
-    causal mask to the texts' length. Where later tokens can't influence the pooled one, the result is the same.
+    open_clip's own forward pass fails on texts shorter than the context. This one cuts the position embedding and the
+    causal mask to the length of the texts. If later tokens can't influence the pooled one, the result is the same.
 
     Args:
-        config: the tower; width, heads and layers given.
+        config: the tower, with width, heads and layers.
         embed_dim: width of the embedding.
-        seed: of initial values.
+        seed: seed of the initial values.
 
     Attributes:
-        cuttable: whether texts may be cut to the longest of the batch.
+        cuttable: texts may be cut to the longest of the batch.
 
     Raises:
-        ConfigError: fields that open_clip's text config does not have.
+        ConfigError: a field that open_clip's text config does not have.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int, seed: int) -> None:
         super().__init__()
-        args: dict[str, Any] = dict(config.args)
-        quick_gelu = bool(args.pop("quick_gelu", False))
-        for name in ("context_length", "vocab_size", "width", "heads", "layers"):
-            if getattr(config, name) is not None:
-                args[name] = getattr(config, name)
+        fields, quick_gelu = text_fields(config)
         try:
-            cfg = CLIPTextCfg(**args)
+            cfg = CLIPTextCfg(**fields)
         except TypeError as error:
             raise ConfigError(f"model.text.args: {error}") from error
         if cfg.hf_model_name:
@@ -68,10 +75,10 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch embed"]:
-        """Embeddings, not normalised to unit length.
+        """Return embeddings, not normalised to unit length.
 
         Raises:
-            ValueError: texts longer than the context, or shorter on a tower that can't be cut.
+            ValueError: texts longer than the context, or shorter texts on a tower that can't cut them.
         """
         length = tokens.shape[1]
         if length > self.context_length or (length < self.context_length and not self.cuttable):
@@ -93,7 +100,7 @@ class TextEncoder(nn.Module):
 
 @cache
 def _vocabulary_files() -> dict[str, str]:
-    """Return vocab.json and merges.txt of CLIP's byte-pair encoding, which is the same for every context length."""
+    """Return vocab.json and merges.txt of CLIP's byte-pair encoding. They do not depend on the context length."""
     bpe = SimpleTokenizer()
     merges = [" ".join(pair) for pair, _ in sorted(bpe.bpe_ranks.items(), key=lambda item: item[1])]
     return {
@@ -106,8 +113,8 @@ class ClipTokenizer:
     """CLIP's byte-pair encoding, as open_clip ships it.
 
     Args:
-        context_length: longest text in tokens, start and end included; longer ones are cut and keep their end.
-        cut: whether `batch` cuts to the longest text, rounded up to a multiple of 8.
+        context_length: longest text in tokens, start and end included. A longer text is cut and keeps its end token.
+        cut: `batch` and `stack` cut to the longest text, rounded up to a multiple of 8.
     """
 
     def __init__(self, context_length: int, cut: bool = True) -> None:
@@ -119,20 +126,20 @@ class ClipTokenizer:
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: str | list[str]) -> Int64[Tensor, "batch context"]:
-        """Token ids padded to the context length, as open_clip's tokenizer gives them."""
+        """Return token ids padded to the context length, as open_clip's tokenizer does."""
         return self._bpe(texts)
 
     def batch(self, texts: list[str]) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, " batch"]]:
-        """Token ids, cut to the longest text where that is exact, and the texts' lengths."""
+        """Return token ids, cut to the longest text if the text tower allows it, and the lengths of the texts."""
         rows = [self.encode(text) for text in texts]
         return self.stack(rows), torch.tensor([len(row) for row in rows])
 
     def encode(self, text: str) -> list[int]:
-        """A text's ids with start and end, at most as many as the context has."""
+        """Return the ids of a text with start and end, at most as many as the context has."""
         ids = [self._bpe.sot_token_id]
         if text.isascii() and text.isprintable() and "&" not in text:
-            # Nothing for ftfy to mend and no HTML to unescape, which take most of open_clip's time; and words of the
-            # same letters have the same ids wherever they stand.
+            # Such a text has nothing for ftfy to mend and no HTML to unescape, which take most of open_clip's time; and
+            # a word has the same ids wherever it stands.
             for word in self._words.findall(text.lower()):
                 ids += self._known.get(word) or self._keep(word, self._merged(word))
         else:
@@ -141,23 +148,23 @@ class ClipTokenizer:
         return ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], ids[-1]]
 
     def _merged(self, word: str) -> list[int]:
-        """The ids of a word of printable ASCII, whose bytes are its letters."""
+        """Return the ids of a word of printable ASCII, whose bytes are its letters."""
         return [self._bpe.encoder[part] for part in self._bpe.bpe(word).split(" ")]
 
     def _keep(self, text: str, ids: list[int]) -> list[int]:
-        """Keeps the ids of a word or of a whole text; past KNOWN_IDS all are forgotten."""
+        """Remember the ids of a word or of a whole text, and return them. Past KNOWN_IDS entries, start anew."""
         if len(self._known) >= KNOWN_IDS:
             self._known.clear()
         self._known[text] = ids
         return ids
 
     def stack(self, rows: Sequence[Sequence[int]], multiple: int = BUCKET) -> Int64[Tensor, "batch length"]:
-        """Token ids of `encode` side by side, filled up with zeros.
+        """Stack the token ids of texts, padded with zeros.
 
         Args:
-            rows: the texts.
-            multiple: the width is that of the longest, rounded up to a multiple of this; on a text tower that can't
-                be cut, the context length.
+            rows: token ids from `encode`.
+            multiple: the width is that of the longest text, rounded up to a multiple of this. Without `cut` it is the
+                context length.
         """
         width = self.context_length
         if self.cut:
@@ -168,7 +175,7 @@ class ClipTokenizer:
         return torch.from_numpy(tokens)
 
     def digest(self) -> str:
-        """Changes where any text would get other ids."""
+        """Return a digest that changes if any text would get other ids."""
         return self._digest
 
     @cached_property
@@ -178,7 +185,7 @@ class ClipTokenizer:
         return state.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes vocab.json, merges.txt and tokenizer_config.json, from which transformers makes a CLIPTokenizer."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, from which transformers makes a CLIPTokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in _vocabulary_files().items():

@@ -1,7 +1,7 @@
-"""timm trunks: built, held to the contract (batch, prefix + patches, width), and walked block by block."""
+"""timm trunks: they are built, checked to return (batch, prefix + patches, width), and run block by block."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -18,46 +18,37 @@ from mmrep.config.pooling import Norm
 from mmrep.model.seeding import seed_vit, seeded
 
 WALKED = (VisionTransformer, Eva)
-"""Families walked block by block; others give their last tokens only."""
+"""Model families that are run block by block. All others return their last tokens only."""
 
 
 def build_trunk(name: str, args: dict[str, Any], pretrained: bool, seed: int) -> tuple[Any, nn.Module]:
-    """A timm trunk without pooling and head, and its final norm, taken out of it.
+    """Build a timm trunk without pooling and head, and return it and its final norm, which is taken out of it.
 
     Raises:
-        ConfigError: no such model, arguments it does not take, or tokens of another shape than the contract's.
+        ConfigError: no such model, arguments that it does not take, or tokens of an unsupported shape.
     """
     _check_name(name, "model.image.trunk")
     if not pretrained and timm.model_entrypoint(name).__module__ == VisionTransformer.__module__:
-        # These are drawn by `seed_vit`; timm need not draw them first.
+        # `seed_vit` draws the initial values; timm need not draw them first.
         args = {"weight_init": "skip", **args}
-    # Where a checkpoint is loaded, the model is built with the pooling that it was trained with: by it timm decides
-    # whether the final norm is called `norm` or `fc_norm`, and one of the other name would keep its initial ones.
+    # A checkpoint needs the pooling that it was trained with: the pooling decides whether timm calls the final norm
+    # `norm` or `fc_norm`, and a norm of the other name would keep its initial values.
     pooling = {} if pretrained else {"global_pool": ""}
     try:
         with seeded(seed, "image.trunk"):
             trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **pooling, **args)
-    except (
-        TypeError,
-        AssertionError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        AttributeError,
-        MemoryError,
-        OSError,
-    ) as error:
+    except Exception as error:  # timm raises many kinds here, and each means the same to the user
         reason, loading = " ".join(str(error).split())[:200], " and load its pretrained weights" if pretrained else ""
         raise ConfigError(
             f"model.image: timm can't build {name!r}{loading} with args {quoted(args)}: {reason}"
         ) from error
     if pretrained:
-        trunk.attn_pool, trunk.global_pool = None, ""  # the head is ours
+        trunk.attn_pool, trunk.global_pool = None, ""  # mmrep pools with a head of its own
     reason = _unfit(trunk)
     if reason:
         raise ConfigError(
             f"model.image.trunk: {name!r} ({type(trunk).__name__}) does not fit: {reason}; "
-            "a trunk has to give (batch, prefix + patches, width), as timm's VisionTransformer and Eva do"
+            "a trunk must return (batch, prefix + patches, width), as timm's VisionTransformer and Eva do"
         )
     if isinstance(trunk, VisionTransformer) and not pretrained:
         seed_vit(trunk, seed, "image.trunk")
@@ -71,29 +62,20 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: timm has no model {quoted(name)}{hint(name, timm.list_models(), 3)}")
 
 
-class TimmHead(NamedTuple):
-    """How a timm model pools by itself, in the words of our config.
-
-    Attributes:
-        pool: `model.pool`.
-        norm: where the final LayerNorm stands.
-        size: rows and columns of its images.
-    """
-
-    pool: str | dict[str, Any]
-    norm: Norm
-    size: tuple[int, int]
-
-
-def timm_head(name: str, pool: str, keep_default: bool, where: str) -> TimmHead:
-    """Build a timm model as open_clip's TimmModel does, without values, and read off how it pools.
+def timm_head(
+    name: str, pool: str, keep_default: bool, where: str
+) -> tuple[str | dict[str, Any], Norm, tuple[int, int]]:
+    """Find out how a timm model pools in open_clip's TimmModel, by building it without values as open_clip does.
 
     Args:
         name: the timm model.
         pool: open_clip's timm_pool.
-        keep_default: whether the model is built with its own pooling first, which an empty `pool` then keeps (open_clip
-            does so where a projection of its own follows); else an empty `pool` means none.
-        where: what messages name.
+        keep_default: an empty `pool` keeps the model's own pooling, as in open_clip if a projection of its own follows.
+            Otherwise an empty `pool` means no pooling.
+        where: start of the messages.
+
+    Returns:
+        `model.pool` and `model.image.norm` of our config, and the rows and columns of the model's images.
 
     Raises:
         ConfigError: no such model, or a head that none of ours equals.
@@ -126,7 +108,7 @@ def timm_head(name: str, pool: str, keep_default: bool, where: str) -> TimmHead:
         f"{where}: timm_pool {quoted(pool)}: {name!r} pools its class or register tokens too, which is not supported",
     )
     found = _attention_pool(trunk, f"{where}: {name!r}") if kind == "map" else own[kind]
-    return TimmHead(found, "after" if norms == ["fc_norm"] else "before", image_size(trunk))
+    return found, "after" if norms == ["fc_norm"] else "before", image_size(trunk)
 
 
 def _attention_pool(trunk: Any, where: str) -> dict[str, Any]:
@@ -152,13 +134,13 @@ def _attention_pool(trunk: Any, where: str) -> dict[str, Any]:
         args["num_heads"] = pool.num_heads
     hidden, width = pool.mlp.fc1.out_features, trunk.embed_dim
     if hidden != int(width * MapArgs().mlp_ratio):
-        # timm cuts width × ratio to a whole number, which has to be `hidden` again.
+        # timm truncates width × ratio to a whole number, which must be `hidden` again.
         args["mlp_ratio"] = hidden / width if int(hidden / width * width) == hidden else (hidden + 0.5) / width
     return {"name": "map", "args": args}
 
 
 def _unfit(trunk: Any) -> str:
-    """Why a model can't be a trunk; empty if it can."""
+    """Return why a model can't be a trunk; empty if it can."""
     for attribute in ("num_prefix_tokens", "embed_dim", "norm", "patch_embed", "blocks"):
         if not hasattr(trunk, attribute):
             return f"it has no {attribute}"
@@ -179,18 +161,18 @@ def _unfit(trunk: Any) -> str:
 
 
 def image_size(trunk: Any) -> tuple[int, int]:
-    """Rows and columns of the images a trunk takes."""
+    """Return the rows and columns of a trunk's images."""
     height, width = trunk.patch_embed.img_size
     return int(height), int(width)
 
 
 def has_class_token(trunk: Any) -> bool:
-    """Whether the first prefix token is a class token."""
+    """Return whether the first prefix token is a class token."""
     return getattr(trunk, "cls_token", None) is not None
 
 
 def num_heads(trunk: Any) -> int | None:
-    """Attention heads of the last block; None where the block does not say."""
+    """Return the number of attention heads of the last block, or None if the block has none."""
     return getattr(getattr(trunk.blocks[-1], "attn", None), "num_heads", None)
 
 
@@ -201,18 +183,18 @@ def walk(
     grad_checkpointing: bool = False,
     blocks: Sequence[int] = (),
 ) -> tuple[Float[Tensor, "batch tokens width"], tuple[Float[Tensor, "batch tokens width"], ...]]:
-    """The un-normed output tokens of a trunk, prefix first, and those after the blocks asked for.
+    """Return the output tokens of a trunk before the final norm, prefix first, and those after some earlier blocks.
 
     Args:
-        trunk: from `build_trunk`.
+        trunk: the trunk from `build_trunk`.
         images: normalised images.
-        kept: positions of the patches kept; the others are left out after the position embedding.
+        kept: positions of the patches to keep. The others are left out after the position embedding.
         grad_checkpointing: recompute each block in the backward pass.
-        blocks: numbers of the blocks, from 0, whose output tokens are returned too.
+        blocks: numbers of the earlier blocks, from 0.
 
     Raises:
-        ConfigError: patches dropped on a trunk with rotary embeddings, or patches dropped or stages asked of a family
-            walked whole.
+        ConfigError: patch dropout on a trunk with rotary embeddings, or patch dropout or earlier blocks on a family
+            that is not run block by block.
     """
     if not isinstance(trunk, WALKED):
         if kept is not None:
@@ -240,11 +222,7 @@ def walk(
 
 
 def check_stages(trunk: Any) -> None:
-    """Refuses to read earlier blocks' tokens of a family walked whole.
-
-    Raises:
-        ConfigError: the trunk is of such a family.
-    """
+    """Raise ConfigError if the tokens of a trunk's earlier blocks can't be read."""
     if not isinstance(trunk, WALKED):
         raise ConfigError(
             f"model.pool: heads that read several stages are not supported on {type(trunk).__name__}; set the head's "
@@ -253,7 +231,7 @@ def check_stages(trunk: Any) -> None:
 
 
 def stage_blocks(depth: int, stages: int) -> tuple[int, ...]:
-    """Blocks, from 0, that split a trunk into `stages` + 1 parts of about one length; the last part's end is left out.
+    """Return the blocks, from 0, at whose ends a trunk is split into `stages` + 1 parts of about equal length.
 
     Raises:
         ConfigError: more stages than blocks before the last one.

@@ -74,6 +74,11 @@ def test_metadata_as_the_hub_reads_it(license: str | None) -> None:
     assert data["library_name"] == "mmrep"
     assert data["pipeline_tag"] == "zero-shot-image-classification"
     assert data["tags"] == ["clip", "image-text", "pooling-ggem"]
+    assert [(r.dataset_name, r.task_type, r.metric_type, r.metric_value) for r in card.data.eval_results or []] == [
+        ("cifar10", "zeroshot", "acc1", 0.43215),
+        ("cifar10", "zeroshot", "acc5", 0.91),
+        ("photos", "retrieval", "image_retrieval_recall@5", 0.25),
+    ]
     assert data.get("license") == license
     assert ("No licence is stated" in card.text) is (license is None)
 

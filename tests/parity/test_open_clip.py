@@ -54,7 +54,7 @@ def scramble(model: torch.nn.Module) -> None:
 def test_open_clip_weights_give_open_clip_embeddings() -> None:
     theirs = open_clip.create_model("ViT-B-32").eval()
     scramble(theirs)
-    ours = mmrep.create_model("ViT-B-32").eval()
+    ours = mmrep.create_model("ViT-B-32", pool="cls").eval()
     load_open_clip_state_dict(ours, theirs.state_dict())
     compare(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Fused operations of pooling heads: the power mean, a plain reference and its paths for CPUs and GPUs."""
+"""The power mean as a fused operation: a plain reference, and implementations for CPUs and GPUs."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,13 @@ Statistic = Float[Tensor, "batch width"] | None
 
 
 class Saved(NamedTuple):
-    """What a forward pass keeps for the backward pass, besides its input and its result: a few numbers a channel.
+    """The statistics of each channel that the backward pass needs besides the input and the result.
 
     Attributes:
-        derivative: ∂y/∂p; None where the exponents need no gradient.
-        scale: what the values are relative to, under `shift` P = y - low, under `signed` the largest size; else None.
-        other: under `shift` the minimum, under `signed` the slope of the root at the mean power; else None.
+        derivative: ∂y/∂p; None if the exponents need no gradient.
+        scale: the value that the others are divided by: y - low under `shift`, the largest size under `signed`, None
+            under `clamp`.
+        other: the minimum under `shift`, the slope of the root at the mean power under `signed`, None under `clamp`.
     """
 
     derivative: Statistic

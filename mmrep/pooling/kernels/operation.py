@@ -1,4 +1,4 @@
-"""The power mean as one operation of PyTorch with its own backward, and the choice of its path."""
+"""The power mean as one PyTorch operation with its own backward pass."""
 
 from typing import Any, cast
 
@@ -12,8 +12,8 @@ from mmrep.pooling.kernels import Saved, blocked, reference
 
 
 def _path(x: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve a tensor: Triton's on NVIDIA's GPUs, where there is Triton."""
-    # The programs' register limits are NVIDIA's.
+    """Return the module whose `forward` and `backward` serve a tensor: `triton` on NVIDIA GPUs, else `blocked`."""
+    # The register limits of the Triton programs are chosen for NVIDIA GPUs.
     if x.device.type == "cuda" and torch.version.hip is None and x.dtype != torch.float64:
         try:
             from mmrep.pooling.kernels import triton
@@ -24,7 +24,7 @@ def _path(x: Tensor) -> Any:
 
 
 def _or_empty(statistic: Tensor | None, like: Tensor) -> Tensor:
-    """An operation of PyTorch can't return None."""
+    """Return an empty tensor in place of None, which a PyTorch operation can't return."""
     return like.new_empty(0, dtype=mean_dtype(like)) if statistic is None else statistic
 
 
@@ -111,10 +111,10 @@ def power_mean(
     eps: float,
     negatives: Negatives,
 ) -> Float[Tensor, "batch width"]:
-    """The power mean as `mmrep.pooling.gem.generalized_mean` defines it, in the type it is accumulated in.
+    """Return the power mean that `mmrep.pooling.gem.generalized_mean` defines, in the type it is accumulated in.
 
-    Differentiable once; asking for a second derivative raises RuntimeError. An exported graph (torch.export, ONNX)
-    holds plain operations instead, so that it runs without mmrep.
+    It can be differentiated once; a second derivative raises RuntimeError. An exported graph (torch.export, ONNX) holds
+    plain PyTorch operations instead, so that it runs without mmrep.
     """
     if torch.compiler.is_exporting():
         return reference.power_mean(x, exponent, eps, negatives)

@@ -1,8 +1,8 @@
-"""Triton programs of the power mean: one takes an image and a block of channels; launched by `triton.py`.
+"""Triton programs of the power mean, launched by `triton.py`. One program takes one image and one block of channels.
 
-The tile of tokens is held in registers, in their own type, so that the maximum (and the minimum) is known before the
-first power and memory is read once; where it does not fit, it is read again, out of the second-level cache. Everything
-is calculated in float32. Nothing is added up across programs, so that results repeat to the bit.
+The tile of tokens is held in registers in the tokens' own type, so that the maximum (and the minimum) is found before
+the first power and memory is read once. A tile that does not fit is read again from the second-level cache. Everything
+is calculated in float32. No sum crosses programs, so that results repeat to the bit.
 """
 
 from typing import no_type_check
@@ -17,13 +17,13 @@ FLOOR = tl.constexpr(torch.finfo(torch.float32).eps ** 2)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# no_type_check keeps the tests' type checker from wrapping functions that Triton has to read as source.
+# no_type_check stops the type checker of the tests from wrapping functions whose source Triton has to read.
 
 
 @triton.jit
 @no_type_check
 def _load(x, start, patches, stride, channel, step, inside, ROWS: tl.constexpr, BOUND: tl.constexpr):
-    """Rows `start` to `start + ROWS` of an image; past its last patch, that patch again."""
+    """Load rows `start` to `start + ROWS` of an image. Past the last patch, the last patch is repeated."""
     row = tl.arange(0, ROWS)[:, None]
     if BOUND:
         row = tl.minimum(row, patches - 1 - start)
@@ -33,7 +33,7 @@ def _load(x, start, patches, stride, channel, step, inside, ROWS: tl.constexpr, 
 @triton.jit
 @no_type_check
 def _value(tile, low, NEGATIVES: tl.constexpr):
-    """What is raised to the power, but for its floor."""
+    """Return what is raised to the power, before its floor."""
     value = tile.to(tl.float32)
     if NEGATIVES == "shift":
         value = value - low
@@ -45,30 +45,30 @@ def _value(tile, low, NEGATIVES: tl.constexpr):
 @triton.jit
 @no_type_check
 def _unit(size):
-    """The power of two that brings a positive size into [1, 4): exact, and a normal number whatever the size."""
+    """Return the power of two that brings a positive size into [1, 4). It is exact and never subnormal."""
     return (tl.maximum(254 - (size.to(tl.int32, bitcast=True) >> 23), 1) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 @no_type_check
 def _log2(value):
-    # The logarithm in full precision takes 30 instructions; this one, off by 2^-22 at most, takes one.
+    # The logarithm in full precision takes 30 instructions. This one takes one and errs by 2^-22 at most.
     return tl.log2(value) if INTERPRETED else libdevice.fast_log2f(value)
 
 
 @triton.jit
 @no_type_check
 def _unit_log2(value, unit, floor):
-    # Without propagate_nan the NaN of a broken tower would pass for the floor.
+    # Without propagate_nan, a NaN from a broken tower would turn into the floor.
     return _log2(tl.maximum(value * unit, floor, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 @no_type_check
 def _widen(most, least, far, tile, NEGATIVES: tl.constexpr):
-    """The running extremes of the tokens' bits: maximum and minimum as signed integers, maximum as unsigned ones.
+    """Return the running extremes of the tokens' bits: the signed maximum and minimum, and the unsigned maximum.
 
-    Integers, because a tile converted to float32 here would be kept, in twice the registers, for its second use.
+    They are integers because a tile converted to float32 here would stay in twice the registers for its second use.
     """
     bits = tile.to(most.dtype, bitcast=True)
     most = tl.maximum(most, bits)
@@ -90,11 +90,11 @@ def _number(bits, kind: tl.constexpr):
 @triton.jit
 @no_type_check
 def _top(most, least, far, kind: tl.constexpr, eps, NEGATIVES: tl.constexpr):
-    """The largest value, and for `shift` the minimum that is subtracted from it."""
+    """Return the largest value, and under `shift` the minimum that was subtracted from it."""
     most, least, far = tl.max(most, 0), tl.min(least, 0), tl.max(far, 0)
     top, low = _number(most, kind), 0.0
-    # As signed integers, bits of positive numbers are in order and those of negative ones in reverse; as unsigned ones,
-    # the latter come after the former.
+    # Read as signed integers, positive floats are in order and negative ones in reverse order. Read as unsigned
+    # integers, negative floats come after positive ones.
     if NEGATIVES == "shift":
         low = tl.where(least[None, :] < 0, _number(far, kind), _number(least, kind))
         top = tl.where(most[None, :] < 0, _number(least, kind), top) - low
@@ -107,7 +107,7 @@ def _top(most, least, far, kind: tl.constexpr, eps, NEGATIVES: tl.constexpr):
 @no_type_check
 def _add(total, moment, tile, low, unit, floor, p, origin, start, patches,
          NEGATIVES: tl.constexpr, ROWS: tl.constexpr, BOUND: tl.constexpr):  # fmt: skip
-    """Adds a tile's powers relative to 2^origin, and their products with their own base-2 logarithms."""
+    """Add a tile's powers relative to 2^origin, and the powers times their own base-2 logarithms."""
     log = p * _unit_log2(_value(tile, low, NEGATIVES), unit, floor) - origin
     power = tl.exp2(log)
     if NEGATIVES == "signed":
@@ -124,9 +124,10 @@ def power_mean_forward(
     x, exponent, pooled, derivative, scale, other, stride_image, stride, step, patches, width, eps,
     NEGATIVES: tl.constexpr, DERIVATIVE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pools BLOCK channels of an image, its patches in PIECES tiles held in registers; PIECES = 0: too many to hold.
+    """Pool BLOCK channels of an image.
 
-    Powers are 2^(p log2 r - origin), with r the values times a power of two: see `blocked.forward` for the formulas.
+    The patches are in PIECES tiles held in registers; PIECES is 0 if there are too many to hold. Powers are
+    2^(p log2 r - origin), where r are the values times a power of two. `blocked.forward` has the formulas.
     """
     blocks = tl.cdiv(width, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
@@ -204,7 +205,7 @@ def power_mean_forward(
 @triton.jit
 @no_type_check
 def _slope(tile, low, unit, floor, threshold, q, origin, NEGATIVES: tl.constexpr):
-    """(f/scale)^(p - 1) where the value depends on the token, 0 elsewhere."""
+    """Return (f/scale)^(p - 1) where the value depends on the token, else 0."""
     value = _value(tile, low, NEGATIVES)
     slope = tl.exp2(q * _unit_log2(value, unit, floor) - origin)
     return tl.where(value > threshold, slope, 0.0)
@@ -214,7 +215,7 @@ def _slope(tile, low, unit, floor, threshold, q, origin, NEGATIVES: tl.constexpr
 @no_type_check
 def _count(total, ties, tile, low, unit, floor, threshold, q, origin, start, patches,
            ROWS: tl.constexpr, BOUND: tl.constexpr):  # fmt: skip
-    """Adds a tile's slopes, and how often it meets the minimum."""
+    """Add a tile's slopes, and count how often it meets the minimum."""
     slope = _slope(tile, low, unit, floor, threshold, q, origin, "shift")
     met = (tile.to(tl.float32) == low).to(tl.float32)
     if BOUND:
@@ -243,7 +244,7 @@ def power_mean_backward(
     x, exponent, gradient, scale, other, dx, stride_image, stride, step, patches, width, eps,
     NEGATIVES: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The tokens' gradient, in the blocks of `power_mean_forward`."""
+    """Write the gradient of the tokens, in the blocks of `power_mean_forward`."""
     blocks = tl.cdiv(width, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     channel = ((tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -253,7 +254,7 @@ def power_mean_backward(
     stride = tl.cast(stride, tl.int64)
     at = image * width + channel
 
-    # Loaded before the first store, which the compiler can't move a load across.
+    # All loads come before the first store, since the compiler can't move a load across a store.
     tiles = ()
     for i in tl.static_range(PIECES):
         tiles += (_load(x, i * ROWS, patches, stride, channel, step, inside, ROWS, i == PIECES - 1),)
@@ -274,7 +275,8 @@ def power_mean_backward(
 
     lowest = 0.0
     if NEGATIVES == "shift":
-        # What does not reach the tokens through x - low goes to the minimum, in equal parts where it is met repeatedly.
+        # The minimum gets the part of the gradient that does not reach the tokens through x - low, in equal parts where
+        # it occurs several times.
         total = tl.zeros((ROWS, BLOCK), tl.float32)
         ties = tl.zeros((ROWS, BLOCK), tl.float32)
         if PIECES:
