@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 
 from mmrep.config.checks import at_least
-from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.resolution import at_resolution
+from mmrep.model.dual_encoder import DualEncoder, at_resolution
 
 _WARM_UP = 2
 
