@@ -30,7 +30,7 @@ from train_cpu import QUIET, RESULTS, busy_seconds, commit, processor
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.decode import decode_image, image_header
 from mmrep.data.indexing import load_index
-from mmrep.data.loader import Plan, Stage, Steps, batches
+from mmrep.data.loader import Phase, Plan, Steps, batches
 from mmrep.data.shards import image_extension, read_member
 from mmrep.data.sources import Sources
 from mmrep.data.transforms import CROP_DRAWS, random_crop_box, view
@@ -186,7 +186,7 @@ def end_to_end(shards: str, rounds: int, steps: int) -> list[dict[str, Any]]:
     source = SourceConfig(shards, caption="txt")
     config = DataConfig(train=[source], min_scale=MIN_SCALE, workers=cores)
     warm = 2 * cores
-    plan = Plan(seed=0, global_batch=BATCH, steps=warm + steps, stages=(Stage(0, SIZE, (196, 196)),))
+    plan = Plan(seed=0, global_batch=BATCH, steps=warm + steps, phases=(Phase(0, SIZE, (196, 196)),))
     made = Steps(Sources(config), config, ClipTokenizer(77, cut=True), plan, 0, 1)
 
     def alone() -> int:

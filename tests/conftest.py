@@ -137,7 +137,7 @@ def recipe(colour_set: Path, tmp_path: Path) -> Callable[..., Any]:
     """`recipe("name", training={"steps": 8}, …)`: see `recipes.make_recipe`; runs lie in the test's own folder."""
     from recipes import make_recipe
 
-    import mmrep.training.costs
+    import mmrep.diagnostics.resolution
 
-    mmrep.training.costs.SECONDS = 0.0  # the speed of a model is measured on a few batches, not for half a second
+    mmrep.diagnostics.resolution.SECONDS = 0.0  # a few batches instead of half a second
     return lambda name="run", **parts: make_recipe(colour_set, tmp_path / name, **parts)

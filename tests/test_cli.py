@@ -1,5 +1,6 @@
 """The command line: errors of one line with the right status before torch is imported, and the verbs themselves."""
 
+import io
 import json
 import shlex
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 import yaml
 from conftest import TINY_MODEL, colour_samples, write_tar
 
-from mmrep.cli import main
+from mmrep.cli import VERBS, main
+from mmrep.cli.pack import FORMATS
 from mmrep.cli.parsing import parse
+from mmrep.cli.terminal import say
 from mmrep.config.checks import ConfigError
-from mmrep.config.tree import TrainConfig
+from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.model.dual_encoder import DualEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +81,17 @@ WRONG = {
     "an endless prefetch": ("train --config {config} --data.prefetch 1000000000000000", "data.prefetch: expected"),
     "an endless number": ("train --config {config} --training.steps 99999999999999999999", "a value up to 9"),
     "a long value": ("train --config {config} --model.pool {long}", "…"),
+    "open_clip's rate": ("train --config {config} --learning_rate 1", "'learning_rate'; mmrep's name for it: optim.lr"),
+    "open_clip's batch": ("train --config {config} --batch-size 1", "mmrep's name for it: training.global_batch"),
+    "open_clip's epochs": ("train --config {config} --epochs 1", "training.steps (steps = epochs × samples / global"),
+    "open_clip's cache": ("train --config {config} --accum-freq 2", "a gradient cache, which this version does not"),
+    "a rate elsewhere": ("train --config {config} --model.learning_rate 1", "mmrep's name for it: optim.lr"),
+    "a typo in a list": ("train --config {config} --data.train[0].captoin cls",
+        "unknown key 'data.train[0].captoin'; did you mean 'caption'?"),
+    "a stray word": ("train configs --config {config}", "unexpected 'configs': options begin with --"),
+    "a flag's value": ("push {root} --repo_id a/b --dry_run maybe", "dry_run: expected bool, got 'maybe'"),
+    "two values": ("eval --model {root} --split a b", "unexpected 'b': options begin with --"),
+    "no plugin": ("train --config {config} --plugins no_such_module", "--plugins no_such_module: no such module here"),
     "unknown option": ("report {root} --fast", "unknown key 'fast'; valid: study"),
 }  # fmt: skip
 
@@ -312,3 +326,63 @@ def test_later_files_override_earlier_ones(places: dict[str, str], tmp_path: Pat
     config = parse(TrainConfig, "train", ["--config", places["config"], "--config", str(over), "--optim.eps", "1e-7"])
     assert [each.shards for each in config.data.train] == ["other.tar"]
     assert (config.data.flip, config.optim.lr, config.optim.eps, config.training.steps) == (0.5, 1e-4, 1e-7, 2)
+
+
+def test_lists_are_words_and_flags_need_no_value() -> None:
+    from mmrep.cli.evaluate import Options
+    from mmrep.cli.sweep import Options as Sweep
+
+    def options(text: str, kind: type = Options) -> Any:
+        return parse(kind, "eval", shlex.split(text), "model")
+
+    assert options("a b --data x").model == ["a", "b"]
+    assert options("--model a --data x --model b c").model == ["a", "b", "c"]
+    assert options("--model '[a, b]' --data x").model == ["a", "b"]
+    assert options("--model 1 null").model == ["1", "null"], "words of a list of texts are texts"
+    assert (options("a").cache, options("a --no_cache").cache, options("a --no-cache --split dev").cache) == (
+        True, False, False,
+    )  # fmt: skip
+    assert options("a --allow-pickle --batch-size 3").allow_pickle
+    for words in ("--p 1 2.5 4", "--p 1,2.5,4", "--p=1,2.5,4", "--p '[1, 2.5, 4]'"):
+        assert options(f"run {words}", Sweep).p == [1.0, 2.5, 4.0]
+
+
+def test_words_replace_a_list_of_the_file(places: dict[str, str]) -> None:
+    argv = [
+        "--config",
+        places["study"],
+        "--study.pools",
+        "max",
+        "{name: gem, args: {p: 2.0}}",
+        "--study.seeds",
+        "3",
+        "4",
+    ]
+    config = parse(CompareConfig, "compare", argv)
+    assert [pool.label for pool in config.study.poolings] == ["max", "gem_p-2.0"] and config.study.seeds == [3, 4]
+
+
+def test_a_head_of_ones_own_by_plugin(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", places["config"], "--plugins", "toy_head", "--model.pool", "topk"]
+    config = parse(TrainConfig, "train", argv)
+    assert (config.plugins, config.model.pooling.name) == (["toy_head"], "topk")
+    assert main(["pools", "topk", "--plugins", "toy_head"]) == 0
+    assert "The mean of the k largest values of each channel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*VERBS, *(f"data pack {each}" for each in FORMATS)])
+def test_help_leads_with_what_matters_and_fits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: mmrep {name}") and max(map(len, lines)) <= 140
+    if name in ("train", "compare"):
+        assert "The options that matter most:" in lines[:8]
+    else:
+        assert len(lines) <= 50
+
+
+def test_a_terminal_without_utf8_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    say("3 × 2 ≥ 5 – é")
+    assert shown.buffer.getvalue() == b"3 x 2 >= 5 - ?\n"  # type: ignore[attr-defined]

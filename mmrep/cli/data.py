@@ -115,7 +115,7 @@ def _index(options: Index, _: list[str]) -> None:
     if catalog:
         write_catalog(catalog_of(shards), Path(catalog))
         say(f"written: {catalog}")
-    say(f"{len(shards)} shards, {samples} samples: index files written beside them")
+    say(f"{len(shards)} shards, {samples} samples: index files written next to them")
 
 
 @dataclass(frozen=True, kw_only=True)

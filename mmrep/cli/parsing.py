@@ -213,7 +213,7 @@ def _split(kind: Any, argv: Sequence[str], positional: str | None) -> tuple[list
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected {quoted(word)}: options begin with --")
+            raise ConfigError(f"unexpected {quoted(word)}: options begin with --, as in --config FILE")
         name, equals, value = word.removeprefix("--").partition("=")
         if name == "print_config":
             flags.append(word)
@@ -241,7 +241,6 @@ def _add(options: list[Option], kind: Any, name: str, given: list[str]) -> None:
     hinted = _type_at(kind, name)
     whole = (len(given) == 1 and given[0].lstrip()[:1] in ("[", "")) or given == ["null"]
     if not _is_list(kind, name) or whole:
-        require(len(given) == 1, f"--{name}: expected one value, got {' '.join(given)[:80]}")
         options.append(Option(name, given[0]))
         return
     item = next((each for each in typing.get_args(hinted) if each is not type(None)), str)

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import mmrep.config.pooling  # noqa: F401  # registers mmrep's own heads
 from mmrep.cli.help import field_texts
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say

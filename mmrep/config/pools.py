@@ -94,7 +94,7 @@ def register_pool(name: str, args: type, head: str) -> None:
 
 def registered_pools() -> dict[str, RegisteredPool]:
     """Return all heads by name, those of installed packages included."""
-    _load_heads()
+    _load_entry_points()
     return dict(_REGISTERED)
 
 
@@ -105,7 +105,7 @@ def find_pool(name: object) -> RegisteredPool:
         ConfigError: no head has this name.
     """
     if name not in _REGISTERED:
-        _load_heads()
+        _load_entry_points()
     if name not in _REGISTERED:
         raise ConfigError(
             f"pool: unknown value {quoted(name)}{hint(name, _REGISTERED)} (valid: {', '.join(_REGISTERED)}; a head of "
@@ -151,9 +151,8 @@ def load_plugins(modules: Iterable[str]) -> None:
             raise ConfigError(f"--plugins {name}: {what}") from error
 
 
-def _load_heads() -> None:
-    """Import mmrep's own heads, and the modules that installed packages name. A broken one must not stop the others."""
-    importlib.import_module("mmrep.config.pooling")
+def _load_entry_points() -> None:
+    """Import the modules that installed packages name as entry points. A broken one must not stop the others."""
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.value in _FOUND_ENTRY_POINTS:
             continue

@@ -24,7 +24,7 @@ from mmrep.data.sources import Sources
 from mmrep.data.transforms import kept_patches
 
 
-class Stage(NamedTuple):
+class Phase(NamedTuple):
     """Steps that share an image size.
 
     Attributes:
@@ -45,17 +45,17 @@ class Plan(NamedTuple):
         seed: seed of order and draws.
         global_batch: number of pairs of a step over all processes.
         steps: number of steps of the run.
-        stages: image sizes by step; the first stage begins at step 0.
+        phases: image sizes by step; the first phase begins at step 0.
     """
 
     seed: int
     global_batch: int
     steps: int
-    stages: tuple[Stage, ...]
+    phases: tuple[Phase, ...]
 
-    def stage(self, step: int) -> Stage:
+    def phase(self, step: int) -> Phase:
         """Return the stage of a step."""
-        return max((stage for stage in self.stages if stage.first <= step), key=lambda stage: stage.first)
+        return max((phase for phase in self.phases if phase.first <= step), key=lambda phase: phase.first)
 
 
 class Loaded(NamedTuple):
@@ -109,15 +109,15 @@ class Steps(Dataset[Loaded | MmrepError]):
 
     def load(self, step: int) -> Loaded:
         """Return the batch of a step; raise DataError if a sample can't be read."""
-        start, stage = step * self.plan.global_batch + self.offset, self.plan.stage(step)
+        start, phase = step * self.plan.global_batch + self.offset, self.plan.phase(step)
         group, position = (part.tolist() for part in self.order.slots(start, self.local))
         draws = Draws.of(self.plan.seed, start, self.local, self.config.flip)
-        images = torch.empty((self.local, 3, *stage.size), dtype=torch.uint8)
+        images = torch.empty((self.local, 3, *phase.size), dtype=torch.uint8)
         if get_worker_info():
             images = images.share_memory_()  # the trainer reads it there; otherwise it would be copied later
         pairs = []
         for i in range(self.local):
-            pair = self.pairs.load(start + i, group[i], position[i], draws, i, stage.size)
+            pair = self.pairs.load(start + i, group[i], position[i], draws, i, phase.size)
             images[i] = pair.image
             pairs.append(pair)
         begin = time.perf_counter()
@@ -131,7 +131,7 @@ class Steps(Dataset[Loaded | MmrepError]):
             ids=torch.tensor([pair.number for pair in pairs]),
             groups=torch.tensor([caption.group for caption in captions]),
             captions=torch.tensor([caption.choice for caption in captions]),
-            kept=self._kept(start, *stage.patches),
+            kept=self._kept(start, *phase.patches),
         )
         bad = [each for pair in pairs for each in pair.bad]
         return Loaded(batch, checksum(batch, start), bad, sum((pair.seconds for pair in pairs), seconds))
@@ -226,7 +226,7 @@ def data_state(steps: Steps) -> dict[str, object]:
     transform: dict[str, object] = {
         name: getattr(config, name) for name in ("crop", "min_scale", "flip", "dct_scaling")
     }
-    transform["stages"] = [[stage.first, *stage.size, *stage.patches] for stage in plan.stages]
+    transform["phases"] = [[phase.first, *phase.size, *phase.patches] for phase in plan.phases]
     return {
         "order_version": ORDER_VERSION,
         "seed": plan.seed,

@@ -1,15 +1,16 @@
 """Accuracy and latency of one model at several image sizes."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.utils.benchmark import Timer
 
 from mmrep.config.checks import at_least
 from mmrep.model.dual_encoder import DualEncoder, at_resolution
 
-_WARM_UP = 2
+SECONDS = 0.5
+"""Default duration of a measurement of latency."""
 
 
 class ResolutionPoint(NamedTuple):
@@ -29,28 +30,26 @@ class ResolutionPoint(NamedTuple):
 
 
 @torch.inference_mode()
-def latency(model: DualEncoder, batch: int = 32, repeats: int = 10) -> float:
+def latency(model: DualEncoder, batch: int = 32, seconds: float | None = None) -> float:
     """Return the seconds that the image tower takes for an image, in the fastest batch (others may share the machine).
 
     Args:
-        model: in evaluation mode.
+        model: the model.
         batch: images in a batch; 1 measures the latency of a single request.
-        repeats: measured batches; two warm-up batches come before them.
+        seconds: duration of the measurement, after a warm-up; None takes half a second.
 
     Raises:
-        ConfigError: `batch` or `repeats` below 1.
+        ConfigError: `batch` is below 1.
     """
     at_least("latency: batch", batch, 1)
-    at_least("latency: repeats", repeats, 1)
     images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
-    times = []
-    for _ in range(_WARM_UP + repeats):
-        begin = time.perf_counter()
-        model.encode_image(images)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        times.append(time.perf_counter() - begin)
-    return min(times[_WARM_UP:]) / batch
+    training = model.training
+    model.eval()
+    names = {"encode": model.encode_image, "images": images}
+    timer = Timer("encode(images)", globals=names, num_threads=torch.get_num_threads())
+    measured = timer.blocked_autorange(min_run_time=SECONDS if seconds is None else seconds)
+    model.train(training)
+    return min(measured.times) / batch
 
 
 def over_resolution(
@@ -58,7 +57,7 @@ def over_resolution(
     sizes: Sequence[int | tuple[int, int]],
     accuracy: Callable[[DualEncoder], float],
     batch: int = 32,
-    repeats: int = 10,
+    seconds: float | None = None,
 ) -> list[ResolutionPoint]:
     """Measure accuracy and latency at several image sizes (as in MMCAP, figure 8), in the order of `sizes`.
 
@@ -67,7 +66,7 @@ def over_resolution(
         sizes: image sizes, as in `at_resolution`.
         accuracy: measures a model, whose `image.size` is the size of the images to use.
         batch: see `latency`.
-        repeats: see `latency`.
+        seconds: see `latency`.
 
     Raises:
         ConfigError: a size that the model can't be brought to.
@@ -75,6 +74,6 @@ def over_resolution(
     points = []
     for size in sizes:
         other = at_resolution(model, size)
-        seconds = latency(other, batch, repeats)
-        points.append(ResolutionPoint(other.image.size, other.image.patches, 1e3 * seconds, accuracy(other)))
+        spent = latency(other, batch, seconds)
+        points.append(ResolutionPoint(other.image.size, other.image.patches, 1e3 * spent, accuracy(other)))
     return points

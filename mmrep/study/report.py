@@ -91,7 +91,7 @@ def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
 def metric_rows(results: dict[str, Any], metrics: list[str]) -> list[list[str]]:
     """Return a row for each of the metrics and each head: mean over seeds, chance, difference to the baseline.
 
-    A verdict and an adjusted p-value stand beside the study's primary metric only.
+    Only the study's primary metric has a verdict and an adjusted p-value.
     """
     judged = results["primary"] in metrics
     rows = [["metric", "pool", "%", "chance %", f"− {results['baseline']}", *_interval_head(results)]]
@@ -176,7 +176,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
     if results.get("preserved"):
         lines.append(
             f"All heads started equal to the model in {results['preserved']} (model.pool_init: preserve). Those that "
-            "can't equal its head by themselves keep it as a part, beside a gate or side by side."
+            "can't equal its head by themselves keep it as a part, with a gate or side by side."
         )
     patches = results.get("patch_tokens")
     if patches is not None and patches < FEW_PATCHES:
@@ -220,7 +220,7 @@ def markdown(results: dict[str, Any], title: str) -> str:
         parts += [
             "## Patch weights",
             "What each patch token adds to the embedding of the first seed's models, along the embedding: red adds, "
-            "blue takes away, strongest at the weight beside the head's name. Exact for linear heads and for power "
+            "blue takes away, as the colour bar of each head shows. Exact for linear heads and for power "
             "means of positive tokens, else to first order; a head that subtracts a minimum gives that one's part to "
             "the patch that holds it.",
             f"![Patch weights of every head]({results['diagnostics']['maps']})",

@@ -2,16 +2,12 @@
 
 import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrep.model.dual_encoder import DualEncoder
-
-SECONDS = 0.5
-"""Seconds that the inference speed is measured for."""
 
 
 def count_parameters(model: DualEncoder) -> int:
@@ -29,25 +25,6 @@ def image_gmacs(model: DualEncoder) -> float:
         model.encode_image(image)
     model.train(training)
     return counter.get_total_flops() / 2e9
-
-
-@torch.inference_mode()
-def images_per_second(model: DualEncoder, batch: int) -> float:
-    """Return the images that the image tower embeds in a second. The fastest of several batches counts, since other
-    processes share the machine."""
-    images = torch.zeros((batch, 3, *model.image.size), dtype=torch.uint8, device=model.device)
-    training = model.training
-    model.eval()
-    fastest, until = float("inf"), time.perf_counter() + SECONDS
-    runs = 0
-    while runs < 3 or time.perf_counter() < until:
-        begin = time.perf_counter()
-        model.encode_image(images)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        fastest, runs = min(fastest, time.perf_counter() - begin), runs + 1
-    model.train(training)
-    return batch / fastest
 
 
 def reset_peak_memory(device: torch.device) -> None:

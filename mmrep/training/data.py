@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import TrainConfig
-from mmrep.data.loader import Plan, Stage, Steps, default_workers
+from mmrep.data.loader import Phase, Plan, Steps, default_workers
 from mmrep.data.pairs import keep_decoded
 from mmrep.data.sources import Sources
 from mmrep.model.dual_encoder import DualEncoder
@@ -25,7 +25,7 @@ def loader_workers(config: TrainConfig) -> int:
 
 def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accelerator: Accelerator) -> Steps:
     """Return the batches of this process."""
-    plan = Plan(config.seed, config.training.global_batch, config.training.steps, stages(config, model))
+    plan = Plan(config.seed, config.training.global_batch, config.training.steps, phases(config, model))
     with accelerator.local_main_process_first():
         decoded = keep_decoded(sources, config.data)
     return Steps(
@@ -33,7 +33,7 @@ def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accel
     )
 
 
-def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
+def phases(config: TrainConfig, model: DualEncoder) -> tuple[Phase, ...]:
     """Return the image size of every step.
 
     Raises:
@@ -47,7 +47,7 @@ def stages(config: TrainConfig, model: DualEncoder) -> tuple[Stage, ...]:
         except ConfigError as error:
             raise ConfigError(f"data.sizes: {error}") from error
         keep = max(1, round(rows * columns * (1 - config.model.image.patch_dropout)))
-        found.append(Stage(first, pixels, (rows * columns, keep)))
+        found.append(Phase(first, pixels, (rows * columns, keep)))
     if found[-1].size != model.image.size:
         raise ConfigError(f"data.sizes: the last one has to be the model's, {model.image.size}, got {found[-1].size}")
     if found[-1].first >= config.training.steps:

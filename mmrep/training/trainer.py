@@ -19,13 +19,14 @@ from torch import nn
 
 from mmrep import __version__, distributed
 from mmrep.config.tree import TrainConfig
+from mmrep.diagnostics.resolution import latency
 from mmrep.evaluation.suite import Result, evaluate, results_table, write_results
 from mmrep.files import locked, read_json_lines, whole_folder, write_json
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
 from mmrep.pooling.gem import exponents_of
 from mmrep.training.build import Run, build_run, with_precision
-from mmrep.training.costs import count_parameters, image_gmacs, images_per_second, peak_memory_mb, reset_peak_memory
+from mmrep.training.costs import count_parameters, image_gmacs, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
 from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY
 from mmrep.training.resume import is_finished, plain
@@ -241,7 +242,7 @@ def costs(run: Run, peak_mb: float) -> dict[str, float]:
         "params": count_parameters(run.model),
         "gmacs": round(image_gmacs(run.model), 6),
         "pairs_per_s": round(statistics.median(rates), 2) if rates else 0.0,
-        "images_per_s": round(images_per_second(run.model, run.config.evaluation.batch_size), 2),
+        "images_per_s": round(1 / latency(run.model, run.config.evaluation.batch_size), 2),
         "peak_mb": round(peak_mb, 1),
     }
 

@@ -12,7 +12,7 @@ from conftest import colour_samples, write_tar
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.data import ahead
 from mmrep.data.ahead import Ahead, Request
-from mmrep.data.loader import Plan, Stage, Steps
+from mmrep.data.loader import Phase, Plan, Steps
 from mmrep.data.sources import Sources
 from mmrep.model.text_encoder import ClipTokenizer
 
@@ -67,7 +67,7 @@ def build(places: dict[str, str], tmp_path: Path) -> Callable[..., Steps]:
             for text, weight in zip(shards, weights * len(shards) if len(weights) == 1 else weights, strict=True)
         ]
         config = DataConfig(train, cache_dir=str(tmp_path / "cache"), cache_gb=room * SIZE / 2**30, **fields)
-        plan = Plan(seed=1, global_batch=BATCH, steps=100, stages=(Stage(0, (8, 8), (4, 4)),))
+        plan = Plan(seed=1, global_batch=BATCH, steps=100, phases=(Phase(0, (8, 8), (4, 4)),))
         return Steps(Sources(config), config, ClipTokenizer(8), plan, 0, 1)
 
     return make

@@ -11,7 +11,7 @@ from conftest import colour_samples, write_tar
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.ledger import Ledger, LedgerReport, check_ledger
-from mmrep.data.loader import Plan, Stage, Steps
+from mmrep.data.loader import Phase, Plan, Steps
 from mmrep.data.sources import Sources
 from mmrep.model.text_encoder import ClipTokenizer
 
@@ -32,7 +32,7 @@ def build(colour_set: Path, tokenizer: ClipTokenizer) -> Callable[..., Steps]:
 
     def make(rank: int = 0, processes: int = 1, config: DataConfig | None = None) -> Steps:
         config = config or DataConfig([SourceConfig(f"{colour_set}/train")], shuffle_block=20)
-        plan = Plan(seed=3, global_batch=BATCH, steps=STEPS, stages=(Stage(0, (8, 8), (16, 16)),))
+        plan = Plan(seed=3, global_batch=BATCH, steps=STEPS, phases=(Phase(0, (8, 8), (16, 16)),))
         return Steps(Sources(config), config, tokenizer, plan, rank, processes)
 
     return make

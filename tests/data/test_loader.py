@@ -10,13 +10,13 @@ from conftest import colour_samples, png, write_tar
 
 from mmrep.batch import Batch
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
-from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, checksum, data_state, default_workers, wrap
+from mmrep.data.loader import Loaded, Phase, Plan, Steps, batches, checksum, data_state, default_workers, wrap
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.model.text_encoder import ClipTokenizer
 
-PLAN = Plan(seed=3, global_batch=8, steps=10, stages=(Stage(0, (8, 8), (16, 6)),))
-WHOLE = (Stage(0, (8, 8), (16, 16)),)
+PLAN = Plan(seed=3, global_batch=8, steps=10, phases=(Phase(0, (8, 8), (16, 6)),))
+WHOLE = (Phase(0, (8, 8), (16, 16)),)
 """Without patch dropout."""
 
 
@@ -150,7 +150,7 @@ def test_resize_crop_is_not_random_but_flips(config: DataConfig, tokenizer: Clip
 
 
 def test_no_patch_dropout_keeps_no_list(config: DataConfig, tokenizer: ClipTokenizer) -> None:
-    assert build(config, tokenizer, PLAN._replace(stages=WHOLE)).load(0).batch.kept is None
+    assert build(config, tokenizer, PLAN._replace(phases=WHOLE)).load(0).batch.kept is None
 
 
 def test_validation_samples_are_never_drawn(config: DataConfig, tokenizer: ClipTokenizer) -> None:
@@ -212,7 +212,7 @@ def test_a_damaged_sample_stops_with_one_line(tmp_path: Path, tokenizer: ClipTok
     samples = colour_samples(16)
     samples[11] = ("bad", {"png": png((1, 2, 3))[:60], "txt": b"x"})
     config = DataConfig([SourceConfig(str(write_tar(tmp_path / "s.tar", samples)))])
-    steps = build(config, tokenizer, PLAN._replace(stages=WHOLE, global_batch=4, steps=4))
+    steps = build(config, tokenizer, PLAN._replace(phases=WHOLE, global_batch=4, steps=4))
     good: list[Loaded] = []
     with pytest.raises(DataError) as error:
         for loaded in batches(steps, 0, workers):
@@ -242,8 +242,8 @@ def test_data_state_tells_runs_apart(config: DataConfig, tokenizer: ClipTokenize
         state(crop="resize"),
         state(plan=PLAN._replace(seed=4)),
         state(plan=PLAN._replace(global_batch=4)),
-        state(plan=PLAN._replace(stages=(Stage(0, (16, 16), (16, 6)),))),
-        state(plan=PLAN._replace(stages=(Stage(0, (8, 8), (16, 7)),))),
+        state(plan=PLAN._replace(phases=(Phase(0, (16, 16), (16, 6)),))),
+        state(plan=PLAN._replace(phases=(Phase(0, (8, 8), (16, 7)),))),
         state(tokens=ClipTokenizer(24)),
     ]
     assert len({base, *others}) == len(others) + 1

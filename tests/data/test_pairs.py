@@ -12,13 +12,13 @@ from mmrep.batch import Batch
 from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig
 from mmrep.data.captions import group_id
-from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, wrap
+from mmrep.data.loader import Loaded, Phase, Plan, Steps, batches, wrap
 from mmrep.data.pairs import Draws, keep_decoded
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
 from mmrep.model.text_encoder import ClipTokenizer
 
-PLAN = Plan(seed=3, global_batch=8, steps=6, stages=(Stage(0, (8, 8), (16, 16)),))
+PLAN = Plan(seed=3, global_batch=8, steps=6, phases=(Phase(0, (8, 8), (16, 16)),))
 BAD = (5, 20, 37)
 """Of the 48 samples of three shards."""
 REPLACED = {2: (37, 2), 33: (20, 15), 37: (5, 15)}

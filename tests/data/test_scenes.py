@@ -296,6 +296,7 @@ def test_samples_are_the_scenes(split: Split, extensions: list[str], written: Pa
             assert np.array_equal(pixels(found[f"{index:08d}.mask.png"]), drawn.mask * np.uint8(255))
 
 
+@pytest.mark.long  # another process imports torch with webdataset
 def test_bytes_are_reproducible(written: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mmrep.data.scenes import ScenesSpec, write_scenes;"

@@ -1,14 +1,18 @@
 """Heat maps and sheets of patch weights: the right colours in the right places, a legend, a note without weights."""
 
 import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmrep.config.checks import ConfigError
 from mmrep.diagnostics import pictures
+from mmrep.diagnostics.maps import patch_weights
 from mmrep.diagnostics.pictures import heat_map_picture, weights_sheet
+from mmrep.model.dual_encoder import DualEncoder
 
 GREY = torch.full((3, 16, 16), 128, dtype=torch.uint8)
 
@@ -38,6 +42,13 @@ def test_normalised_pixels_look_like_stored_ones() -> None:
     normalised = (stored.float() / 255 - 0.5) / 0.25
     first, second = (np.asarray(heat_map_picture(image, torch.zeros(2, 2))) for image in (stored, normalised))
     assert abs(first.astype(int) - second.astype(int)).max() <= 1
+
+
+def test_what_preprocess_returns_is_drawn(tiny: Callable[..., DualEncoder]) -> None:
+    model = tiny("avg")
+    image = model.preprocess(Image.new("RGB", (40, 30), (200, 30, 30)))
+    weights = patch_weights(model, image[None])
+    assert heat_map_picture(image, weights[0]).mode == "RGB"
 
 
 def test_weights_of_zero_and_images_that_are_not_square() -> None:

@@ -1,8 +1,10 @@
 """Latency and accuracy over image sizes: of an image, in order."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+from torch.utils.benchmark import Timer
 
 from mmrep.config.checks import ConfigError
 from mmrep.diagnostics.resolution import latency, over_resolution
@@ -14,22 +16,29 @@ def model(tiny: Callable[..., DualEncoder]) -> DualEncoder:
     return tiny("ggem", seed=1).eval()
 
 
-def test_latency_is_of_an_image(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_of_an_image_in_the_fastest_batch(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    ticks = iter([0.0, 0.5, 100.0, 100.5, 200.0, 205.0, 210.0, 211.0, 220.0, 222.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    asked: list[float] = []
+
+    def measure(timer: Timer, min_run_time: float) -> SimpleNamespace:
+        timer.timeit(1)
+        asked.append(min_run_time)
+        assert not model.training
+        return SimpleNamespace(times=[5.0, 1.0, 2.0])
+
+    monkeypatch.setattr(Timer, "blocked_autorange", measure)
     hook = model.image.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    seconds = latency(model, batch=4, repeats=3)
+    model.train()
+    assert latency(model, batch=4, seconds=0.01) == 0.25
     hook.remove()
-    assert shapes == [(4, 3, 16, 16)] * 5
-    # Batches that count take 5, 1 and 2 s; the two before them, 0.5 s each, are warm-up.
-    assert seconds == 0.25
-    with pytest.raises(ConfigError, match="latency: repeats: expected a value ≥ 1"):
-        latency(model, repeats=0)
+    assert set(shapes) == {(4, 3, 16, 16)} and asked == [0.01] and model.training
+    model.eval()
+    with pytest.raises(ConfigError, match="latency: batch: expected a value ≥ 1"):
+        latency(model, batch=0)
 
 
 def test_points_come_in_the_order_of_sizes(model: DualEncoder) -> None:
-    points = over_resolution(model, [24, 8, (16, 8)], lambda m: m.image.patches / 100, batch=2, repeats=1)
+    points = over_resolution(model, [24, 8, (16, 8)], lambda m: m.image.patches / 100, batch=2, seconds=0.0)
     assert [point.size for point in points] == [(24, 24), (8, 8), (16, 8)]
     assert [point.patches for point in points] == [36, 4, 8]
     assert [point.accuracy for point in points] == [0.36, 0.04, 0.08]

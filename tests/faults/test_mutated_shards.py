@@ -16,7 +16,7 @@ from mmrep.data.catalog import catalog_of, write_catalog
 from mmrep.data.check import Check, check_shards
 from mmrep.data.decode import read_image
 from mmrep.data.indexing import build_index, load_index, sidecar, write_sidecar
-from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches
+from mmrep.data.loader import Loaded, Phase, Plan, Steps, batches
 from mmrep.data.pairs import REPLACEMENTS, Bad
 from mmrep.data.shards import ShardIndex, read_member
 from mmrep.data.sources import Sources
@@ -27,7 +27,7 @@ KINDS = ("txt", "json:caption", "cls")
 CLASSES = 10
 BITS = np.array([[0, 0], [2**64 - 1, 0]], dtype=np.uint64)
 """Draws of the first and of the last caption of a sample."""
-PLAN = Plan(seed=5, global_batch=4, steps=6, stages=(Stage(0, (8, 8), (16, 16)),))
+PLAN = Plan(seed=5, global_batch=4, steps=6, phases=(Phase(0, (8, 8), (16, 16)),))
 """Two epochs of twelve samples."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -20,7 +20,7 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.config.model import ImageConfig
 from mmrep.config.tree import TrainConfig
-from mmrep.data.loader import Loaded, Plan, Stage, Steps, batches, wrap
+from mmrep.data.loader import Loaded, Phase, Plan, Steps, batches, wrap
 from mmrep.data.pairs import keep_decoded
 from mmrep.data.sources import Sources
 from mmrep.data.subsets import UID
@@ -32,7 +32,7 @@ from mmrep.training.trainer import train
 
 Recipe = Callable[..., TrainConfig]
 NO_SETS: dict[str, Any] = {"sets": []}
-PLAN = Plan(seed=5, global_batch=8, steps=15, stages=(Stage(0, (8, 8), (4, 4)),))
+PLAN = Plan(seed=5, global_batch=8, steps=15, phases=(Phase(0, (8, 8), (4, 4)),))
 """Two and a half epochs of 48 samples."""
 
 

@@ -206,11 +206,11 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "dct_scaling": ({"data": {"dct_scaling": True}}, "transform.dct_scaling was False, is True"),
     "sizes": (
         {"data": {"sizes": {0: 8, 1: 16}}},
-        "transform.stages was [[0, 16, 16, 16, 16]], is [[0, 8, 8, 4, 4], [1, 16, 16, 16, 16]]",
+        "transform.phases was [[0, 16, 16, 16, 16]], is [[0, 8, 8, 4, 4], [1, 16, 16, 16, 16]]",
     ),
     "patch dropout": (
         {"image": {"patch_dropout": 0.5}},
-        "transform.stages was [[0, 16, 16, 16, 16]], is [[0, 16, 16, 16, 8]]",
+        "transform.phases was [[0, 16, 16, 16, 16]], is [[0, 16, 16, 16, 8]]",
     ),
     "shuffle_block": ({"data": {"shuffle_block": 20}}, "shuffle_block was 1048576, is 20"),
     "seed": ({"seed": 1}, "seed was 0, is 1"),

@@ -13,7 +13,7 @@ from conftest import colour_samples, write_tar
 
 from mmrep.config.data import DataConfig, SourceConfig, ValidationConfig
 from mmrep.config.tree import TrainConfig
-from mmrep.data.loader import Loaded, Plan, Stage, Steps
+from mmrep.data.loader import Loaded, Phase, Plan, Steps
 from mmrep.data.pairs import Bad, Seconds
 from mmrep.data.sources import Sources
 from mmrep.data.tar import DataError
@@ -121,7 +121,7 @@ def steps(colour_set: Path) -> Callable[[float], Steps]:
 
     def build(allowed: float) -> Steps:
         config = DataConfig([SourceConfig(str(colour_set / "train"))], max_bad_fraction=allowed)
-        plan = Plan(0, 4, 10_000, (Stage(0, (8, 8), (4, 4)),))
+        plan = Plan(0, 4, 10_000, (Phase(0, (8, 8), (4, 4)),))
         return Steps(Sources(config), config, ClipTokenizer(16), plan, 0, 1)
 
     return build
