@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmrep.config.checks import ConfigError, one_of, require
+from mmrep.files import whole_folder
 from mmrep.model.convert import to_open_clip
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import OPEN_CLIP_CONFIG, save_model
@@ -38,15 +39,11 @@ def export(model: DualEncoder, folder: str | Path, format: str = "open_clip") ->
     one_of("format", format, FORMATS)
     folder = Path(folder)
     require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder} exists and is not empty")
-    aside = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    if format == "mmcap_light":
-        save_model(light_from(model), aside)
-    else:
-        _write_open_clip(model, aside)
-    if folder.exists():
-        folder.rmdir()
-    aside.rename(folder)
+    with whole_folder(folder, SafetensorError) as aside:
+        if format == "mmcap_light":
+            save_model(light_from(model), aside)
+        else:
+            _write_open_clip(model, aside)
     return folder
 
 
@@ -59,7 +56,6 @@ def _write_open_clip(model: DualEncoder, folder: Path) -> None:
     }  # fmt: skip
     prove_equal_to_open_clip(model, config, state, preprocess, "open_clip can't express this model")
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
-    folder.mkdir(parents=True)
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(state, folder / OPEN_CLIP_WEIGHTS)
 

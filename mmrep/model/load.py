@@ -14,6 +14,7 @@ from mmrep import __version__
 from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.schema import read_fields, read_value
+from mmrep.files import DamagedFile, read_json
 from mmrep.model.convert import StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.hub_files import is_model_config
@@ -119,24 +120,19 @@ def load(
     return model.to(device).eval()
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ConfigError: the path is not a readable regular file, not JSON, or larger than any config.
-    """
+def _read_config(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path}: not a regular file")
+    require(path.stat().st_size <= LARGEST_CONFIG, f"{path}: {path.stat().st_size:,} bytes, too large for a config")
     try:
-        require(path.is_file(), f"{path}: not a regular file")
-        require(path.stat().st_size <= LARGEST_CONFIG, f"{path}: {path.stat().st_size:,} bytes, too large for a config")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: not JSON ({error})") from error
+        return read_json(path)
+    except DamagedFile as error:
+        raise ConfigError(str(error)) from error
 
 
 def _load_own(folder: Path) -> DualEncoder:
     place = folder / MODEL_CONFIG
-    found = read_json(place)
-    newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
+    found = _read_config(place)
+    newer = isinstance(found.get("format"), int) and found["format"] > FORMAT
     require(not newer, f"{place}: written by a newer mmrep ({quoted(found.get('mmrep'))}); upgrade mmrep")
     content = read_value(_Saved, found, f"{place}:")
     config = config_from_dict(content["model"], f"{place}: model")
@@ -150,8 +146,7 @@ def _load_own(folder: Path) -> DualEncoder:
 
 def _load_open_clip(folder: Path, allow_pickle: bool, verify: bool) -> DualEncoder:
     place = folder / OPEN_CLIP_CONFIG
-    content = read_json(place)
-    require(isinstance(content, dict), f"{place}: expected keys and values, got {quoted(content)}")
+    content = _read_config(place)
     named, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg") or {}
     config = from_open_clip(named, str(place), folder.name, preprocess)
     weights = find_weights(folder)
