@@ -1,4 +1,4 @@
-"""Decoding and transforms on CPUs beside open_clip's: `python benchmarks/data_cpu.py`.
+"""Decoding and transforms on CPUs, compared with open_clip's: `python benchmarks/data_cpu.py --data FOLDER`.
 
 On one core, in turns within one run: open_clip's training transform, our path from file to training pixels (as uint8,
 as normalised floats, with DCT scaling), and decoders alone. Then, on all cores, our loader end to end. Pixels are
@@ -287,7 +287,11 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, prints a table, writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", default="../shared/data/jpeg_fullsize", help="folder of shards with jpg and txt")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of shards (*.tar) with jpg and txt: about 100 photos, some with a short side of at least 448",
+    )
     parser.add_argument("--rounds", type=int, default=16, help="rounds on one core")
     parser.add_argument("--loader_rounds", type=int, default=6, help="rounds of the loader")
     parser.add_argument("--steps", type=int, default=40, help="batches a round of the loader")
@@ -312,7 +316,8 @@ def main() -> None:
         "schema": 1,
         "benchmark": "data_cpu",
         "device": f"cpu-{cores}core",
-        "command": f"python benchmarks/data_cpu.py --rounds {rounds} --loader_rounds {loader_rounds} --steps {steps}",
+        "command": f"python benchmarks/data_cpu.py --data {Path(args.data).name} --rounds {rounds} "
+        f"--loader_rounds {loader_rounds} --steps {steps}",
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "processor": processor(),

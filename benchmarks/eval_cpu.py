@@ -1,4 +1,4 @@
-"""Evaluation on CPUs beside CLIP_benchmark: `python benchmarks/eval_cpu.py`.
+"""Evaluation on CPUs, compared with CLIP_benchmark: `python benchmarks/eval_cpu.py --data FOLDER`.
 
 One tiny CLIP with random weights, exported to open_clip, on real sets, in turns within one run, after start-up on both
 sides: mmrep; the floor, which is decoding, resizing, tokenising and the towers' forward passes and nothing else, one
@@ -289,7 +289,12 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, prints a table, writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=cache_root() / "real_data", help="the unpacked real data")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with flickr8k_sample, cifar10, imagenet_sample (CLIP_benchmark's layout) and jpeg_fullsize",
+    )
     parser.add_argument(
         "--rounds", type=int, default=2, help="on the two large sets; the small ones have three times as many"
     )
