@@ -1,4 +1,4 @@
-"""Decoding and transforms on CPUs beside open_clip's: `python benchmarks/data_cpu.py`.
+"""Decoding and transforms on CPUs, compared with open_clip's: `python benchmarks/data_cpu.py --data FOLDER`.
 
 On one core, in turns within one run: open_clip's training transform, our path from file to training pixels (as uint8,
 as normalised floats, with DCT scaling), and decoders alone. Then, on all cores, our loader end to end. Pixels are
@@ -38,7 +38,7 @@ from mmrep.model.text_encoder import ClipTokenizer
 
 SIZE = (224, 224)
 MIN_SCALE = 0.9
-"""Both sides' default."""
+"""The default of both sides."""
 BATCH = 64
 LARGE = 448
 """Short side from which DCT scaling can halve an image."""
@@ -51,11 +51,11 @@ TARGETS = {
     "loader / (cores x one core)": 0.9,
 }
 MEAN_DIFFERENCE = 1.0
-"""Target: of our pixels from Pillow's, in 1/255."""
+"""Target for the mean difference between our pixels and Pillow's, in 1/255."""
 
 
 class Work:
-    """The files, and what is done with the i-th of them.
+    """The paths that are measured, each on the i-th of the files.
 
     Args:
         files: encoded images.
@@ -69,7 +69,7 @@ class Work:
         self.list: list[Tensor] = []
 
     def open_clip(self, i: int) -> None:
-        """As open_clip's trainer: Pillow, `image_transform(is_train=True)`, batches stacked."""
+        """Make batches as open_clip's trainer does: Pillow, `image_transform(is_train=True)`, stack."""
         with io.BytesIO(self.files[i]) as stream:
             image = Image.open(stream)
             image.load()
@@ -79,16 +79,16 @@ class Work:
             self.list.clear()
 
     def view(self, i: int, dct_scaling: bool = False) -> Tensor:
-        """Our training pixels."""
+        """Return our training pixels."""
         draws = self.draws[i]
         return view(self.files[i], "random_resized", MIN_SCALE, SIZE, draws, False, dct_scaling=dct_scaling)
 
     def ours(self, i: int) -> None:
-        """Batches of uint8, as our loader makes them; the model normalises them, on its device."""
+        """Make batches of uint8, as our loader does. The model normalises them on its device."""
         self.batch[i % BATCH] = self.view(i)
 
     def ours_float(self, i: int) -> None:
-        """The same, then normalised: what open_clip's transform returns."""
+        """Make the same batches and normalise them, as open_clip's transform does."""
         self.ours(i)
         if i % BATCH == BATCH - 1:
             images = torch.empty(self.batch.shape)
@@ -96,19 +96,19 @@ class Work:
                 out.copy_(pixels).sub_(MEAN).div_(STD)
 
     def ours_dct(self, i: int) -> None:
-        """`ours` with DCT scaling."""
+        """Run `ours` with DCT scaling."""
         self.batch[i % BATCH] = self.view(i, True)
 
     def decode_pillow(self, i: int) -> None:
-        """Pixels alone, as an array."""
+        """Decode the pixels to an array."""
         np.asarray(Image.open(io.BytesIO(self.files[i])).convert("RGB"))
 
     def decode_simplejpeg(self, i: int) -> None:
-        """Pixels alone, as an array."""
+        """Decode the pixels to an array."""
         simplejpeg.decode_jpeg(self.files[i])
 
     def reference(self, i: int) -> np.ndarray:
-        """Pillow's pixels for the box of `view`."""
+        """Return Pillow's pixels for the box of `view`."""
         image = Image.open(io.BytesIO(self.files[i])).convert("RGB")
         top, left, h, w = random_crop_box(image.height, image.width, MIN_SCALE, self.draws[i])
         return np.asarray(image.crop((left, top, left + w, top + h)).resize(SIZE[::-1], Image.Resampling.BICUBIC))
@@ -116,7 +116,7 @@ class Work:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This process on one core, torch on one thread."""
+    """Restrict this process to one core and torch to one thread within the context."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {max(cores)})
     torch.set_num_threads(1)
@@ -128,7 +128,7 @@ def one_core() -> Iterator[None]:
 
 
 def timed(work: Callable[[], int]) -> dict[str, float]:
-    """Images a second of work that returns how many it did, and how many cores other processes kept busy."""
+    """Return the images per second of `work`, which returns their number, and the cores that other processes used."""
     own, everyone, begin = cpu_seconds(), busy_seconds() or 0, time.perf_counter()
     count = work()
     seconds = time.perf_counter() - begin
@@ -137,7 +137,7 @@ def timed(work: Callable[[], int]) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process, its loader workers, and those that have ended."""
+    """Return the processor time of this process and of its running and finished loader workers."""
     ticks = 0
     for worker in multiprocessing.active_children():
         with suppress(OSError):
@@ -147,7 +147,7 @@ def cpu_seconds() -> float:
 
 
 def measure_one_core(work: Work, large: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Every path once a round over all files (the large ones several times), each round in another order."""
+    """Run every path once per round over all files (the large ones several times), each round in another order."""
     everything = list(range(len(work.files)))
     several = large * max(1, len(everything) // (2 * len(large)))
     paths: dict[str, tuple[Callable[[int], Any], list[int]]] = {
@@ -181,7 +181,7 @@ def measure_one_core(work: Work, large: list[int], rounds: int) -> list[dict[str
 
 
 def end_to_end(shards: str, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Our loader with a worker a core beside the same batches made by one core, in turns."""
+    """Measure our loader with one worker per core, in turns with the same batches made by one core."""
     cores = len(os.sched_getaffinity(0))
     source = SourceConfig(shards, caption="txt")
     config = DataConfig(train=[source], min_scale=MIN_SCALE, workers=cores)
@@ -207,7 +207,7 @@ def end_to_end(shards: str, rounds: int, steps: int) -> list[dict[str, Any]]:
 
 
 def differences(work: Work, large: list[int]) -> dict[str, dict[str, float]]:
-    """Differences of pixels in 1/255: the mean over all, the largest mean of an image, the largest of all."""
+    """Return the differences of pixels in 1/255: mean of all, largest mean of an image, largest of all."""
 
     def spread(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         gaps = [np.abs(a.astype(int) - b.astype(int)) for a, b in pairs]
@@ -230,7 +230,7 @@ def differences(work: Work, large: list[int]) -> dict[str, dict[str, float]]:
 
 
 def summary(rows: list[dict[str, Any]], loaded: list[dict[str, Any]], cores: int) -> dict[str, dict[str, Any]]:
-    """For each target: smallest, median and largest ratio of a round, and whether the median meets it.
+    """Return for each target the smallest, median and largest ratio of a round, and whether the median meets it.
 
     All rounds count; `undisturbed` is the median over those in which other processes took at most `QUIET` cores.
     """
@@ -269,7 +269,7 @@ def summary(rows: list[dict[str, Any]], loaded: list[dict[str, Any]], cores: int
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     lines = [f"{'images/s, median of the rounds':<40}"]
     lines += [f"  {name:<38}{rate:>8.0f}" for name, rate in report["rates"].items()]
     lines.append(f"{'ratio':<40}{'min':>8}{'median':>8}{'max':>8}  undisturbed     target")
@@ -285,12 +285,16 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures, prints a table, writes the results."""
+    """Measure, print a table, and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", default="../shared/data/jpeg_fullsize", help="folder of shards with jpg and txt")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of shards (*.tar) with jpg and txt: about 100 photos, some with a short side of at least 448",
+    )
     parser.add_argument("--rounds", type=int, default=16, help="rounds on one core")
     parser.add_argument("--loader_rounds", type=int, default=6, help="rounds of the loader")
-    parser.add_argument("--steps", type=int, default=40, help="batches a round of the loader")
+    parser.add_argument("--steps", type=int, default=40, help="batches in a round of the loader")
     parser.add_argument("--quick", action="store_true", help="a smoke run: one short round each")
     parser.add_argument("--output", type=Path, help="results file (default: benchmarks/results/data_cpu_DEVICE.json)")
     args = parser.parse_args()
@@ -312,7 +316,8 @@ def main() -> None:
         "schema": 1,
         "benchmark": "data_cpu",
         "device": f"cpu-{cores}core",
-        "command": f"python benchmarks/data_cpu.py --rounds {rounds} --loader_rounds {loader_rounds} --steps {steps}",
+        "command": f"python benchmarks/data_cpu.py --data {Path(args.data).name} --rounds {rounds} "
+        f"--loader_rounds {loader_rounds} --steps {steps}",
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "processor": processor(),

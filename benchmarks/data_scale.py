@@ -2,7 +2,7 @@
 
 Simulates 2·10^9 samples in 200,000 shards: time and memory until the plan of a run is ready, time of a sample's id.
 Reads a smaller set from disk: memory stays bounded when every shard is read from. Measures how well block shuffle
-mixes, beside a full shuffle and webdataset's.
+mixes, compared with a full shuffle and with webdataset.
 """
 
 import argparse
@@ -38,13 +38,13 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {}
 
 
 def part(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Marks what is measured in a process of its own."""
+    """Register a part that is measured in its own process."""
     PARTS[work.__name__] = work
     return work
 
 
 def fresh(name: str, cache: Path, **arguments: Any) -> dict[str, Any]:
-    """Runs a part in a new process and returns what it measured."""
+    """Run a part in a new process, and return what it measured."""
     command = [sys.executable, __file__, "--part", name, json.dumps(arguments)]
     environment = os.environ | {"MMREP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -52,21 +52,21 @@ def fresh(name: str, cache: Path, **arguments: Any) -> dict[str, Any]:
 
 
 def memory(name: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at most (ru_maxrss would count the process that started this one)."""
+    """Return the MB of this process: VmRSS now, VmHWM at most (ru_maxrss would include the parent process)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return round(int(fields[name].split()[0]) / 1024, 1)
 
 
 @contextmanager
 def timed(into: dict[str, Any], name: str) -> Iterator[None]:
-    """Notes the seconds of what stands within."""
+    """Record the seconds that the context takes."""
     begin = time.perf_counter()
     yield
     into[name] = round(time.perf_counter() - begin, 4)
 
 
 def imported(result: dict[str, Any], torch: bool = False) -> Any:
-    """Imports the data engine and notes time and memory; returns (Sources, Order, DataConfig, …)."""
+    """Import the data engine, record time and memory, and return (Sources, Order, DataConfig, …)."""
     with timed(result, "import_seconds"):
         from mmrep.config import data as config
         from mmrep.data.order import Order
@@ -82,7 +82,7 @@ def imported(result: dict[str, Any], torch: bool = False) -> Any:
 
 
 def write_simulated(place: Path, seed: int) -> None:
-    """A catalog of SHARDS shards that hold SAMPLES samples on average, 10% more or less."""
+    """Return a catalog of SHARDS shards with SAMPLES samples on average, 10% more or less."""
     import numpy as np
 
     from mmrep.data.catalog import Catalog, write_catalog
@@ -101,7 +101,7 @@ def write_simulated(place: Path, seed: int) -> None:
 
 
 def simulated(config: Any, catalogs: list[str], fraction: float = 0.0) -> Any:
-    """The config of one or several simulated sources; several have weights."""
+    """Return the config of one or several simulated sources. Several sources have weights."""
     weights = [None] if len(catalogs) == 1 else [0.5, 0.3, 0.2]
     sources = [config.SourceConfig(place, weight=weight) for place, weight in zip(catalogs, weights, strict=True)]
     return config.DataConfig(sources, config.ValidationConfig(fraction=fraction))
@@ -109,7 +109,7 @@ def simulated(config: Any, catalogs: list[str], fraction: float = 0.0) -> Any:
 
 @part
 def plan(catalogs: list[str], fraction: float, torch: bool) -> dict[str, Any]:
-    """From a catalog to the ids of the first global batch; then the digest that a resume compares."""
+    """Measure from a catalog to the ids of the first global batch, and the digest that a resume compares."""
     result: dict[str, Any] = {"fraction": fraction, "torch": torch, "sources": len(catalogs)}
     sources_of, order_of, config = imported(result, torch)
     data = simulated(config, catalogs, fraction)
@@ -127,7 +127,7 @@ def plan(catalogs: list[str], fraction: float, torch: bool) -> dict[str, Any]:
 
 @part
 def ids(catalogs: list[str], world: int, stride: int, first: int, steps: int) -> dict[str, Any]:
-    """Ids of a process's share of every `stride`-th step from `first` on; the first step stands apart."""
+    """Measure the ids of a process's share of every `stride`-th step from `first` on, and of the first step alone."""
     result: dict[str, Any] = {"sources": len(catalogs), "world": world, "stride": stride, "first_step": first}
     sources_of, order_of, config = imported(result)
     data = simulated(config, catalogs)
@@ -153,7 +153,7 @@ def ids(catalogs: list[str], world: int, stride: int, first: int, steps: int) ->
 
 
 def write_small(folder: Path, samples: int = 1_000) -> None:
-    """SMALL shards with long keys, all links to one file: what is measured is their indexes."""
+    """Make SMALL shards with long keys, all links to one file, to measure their indexes."""
     folder.mkdir()
     first = folder / "00000.tar"
     with tarfile.open(first, "w") as tar:
@@ -178,7 +178,7 @@ def start(shards: str) -> dict[str, Any]:
 
 @part
 def catalog(shards: str, place: str) -> dict[str, Any]:
-    """Writes a catalog file."""
+    """Write a catalog file."""
     from mmrep.data.catalog import catalog_of, write_catalog
     from mmrep.data.paths import local_shards
 
@@ -188,7 +188,7 @@ def catalog(shards: str, place: str) -> dict[str, Any]:
 
 @part
 def read(shards: str) -> dict[str, Any]:
-    """Samples of every shard in random order, twice, one after the other; then again and again from one block."""
+    """Read samples of every shard in random order, twice; then repeatedly from one block."""
     import numpy as np
 
     from mmrep.data.shards import read_member
@@ -226,7 +226,7 @@ def read(shards: str) -> dict[str, Any]:
 
 
 def webdataset_epoch(epoch: int, streams: int, batch: int) -> Any:
-    """Positions in the order in which open_clip's pipeline gives them: shards shuffled, dealt to `streams` processes,
+    """Return positions in the order of open_clip's pipeline: shards shuffled, dealt to `streams` processes,
     each with a shuffle buffer of its own (webdataset's filter), a batch made of an equal share of each."""
     import random
 
@@ -245,7 +245,7 @@ def webdataset_epoch(epoch: int, streams: int, batch: int) -> Any:
 
 
 def mixing(first: Any, second: Any, batch: int) -> dict[str, Any]:
-    """How two epochs (positions, in order of slots) compare with full shuffles."""
+    """Compare two epochs (positions, in order of slots) with full shuffles."""
     import numpy as np
 
     size, count = SMALL * SAMPLES, len(first) // batch
@@ -280,7 +280,7 @@ def mixing(first: Any, second: Any, batch: int) -> dict[str, Any]:
 
 @part
 def mix(kind: str, block: int, streams: int) -> dict[str, Any]:
-    """One way of shuffling, two epochs of SMALL shards with SAMPLES samples."""
+    """Measure one way of shuffling on two epochs of SMALL shards with SAMPLES samples."""
     import numpy as np
 
     from mmrep.data.order import Order
@@ -311,7 +311,7 @@ WAYS = {
 
 
 def measure(scratch: Path, quick: bool) -> dict[str, Any]:
-    """Runs every part."""
+    """Run every part."""
     cache = scratch / "cache"
     catalogs = [str(scratch / f"set{i}" / "catalog.npz") for i in range(3)]
     for i, place in enumerate(catalogs):
@@ -323,7 +323,7 @@ def measure(scratch: Path, quick: bool) -> dict[str, Any]:
     ]
     epoch = SHARDS * SAMPLES // GLOBAL_BATCH
     late = 3 * epoch + 41_234
-    """A step of epoch 3 within a block."""
+    """Return a step of epoch 3 within a block."""
     cases = [(one, 1, 1, 0), (one, 1, 1, late), (one, 256, 1, late), (one, 1, 64, late), (one, 256, 8, late)]
     cases += [(one, 256, 64, late), (catalogs, 1, 1, late), (catalogs, 256, 1, late)]
     rows = [
@@ -349,7 +349,7 @@ def measure(scratch: Path, quick: bool) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     seconds, mb, us = TARGETS.values()
     lines = [f"plan: sources, validation, torch → seconds (≤ {seconds}), peak MB (≤ {mb})"]
     lines += [
@@ -375,7 +375,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures, prints a table, writes the results."""
+    """Measure, print a table, and write the results."""
     from train_cpu import RESULTS, commit, processor
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -1,9 +1,9 @@
-"""Evaluation on CPUs beside CLIP_benchmark: `python benchmarks/eval_cpu.py`.
+"""Evaluation on CPUs, compared with CLIP_benchmark: `python benchmarks/eval_cpu.py --data FOLDER`.
 
 One tiny CLIP with random weights, exported to open_clip, on real sets, in turns within one run, after start-up on both
-sides: mmrep; the floor, which is decoding, resizing, tokenising and the towers' forward passes and nothing else, one
-after the other; CLIP_benchmark, in fp32 as mmrep, and once with amp, its default. Then five models in one pass beside
-one.
+sides: mmrep; the lower bound, which is only decoding, resizing, tokenising and the towers' forward passes, one after
+the other; CLIP_benchmark, in fp32 like mmrep, and once with amp, its default. Then five models in one pass, compared
+with one.
 """
 
 import argparse
@@ -48,18 +48,18 @@ PEER_PINS = (
     "scikit-learn",
 )
 SHARED_PACKAGES = ("torch", "torchvision", "timm", "pillow")
-"""The peer's environment has the versions of ours."""
+"""Packages of which the peer's environment has the same versions as ours."""
 SETS = {"flickr8k_sample": "retrieval", "cifar10": "zeroshot", "imagenet_sample": "zeroshot"}
 FULLSIZE = "jpeg_fullsize"
-"""Full-size photos, one caption each: decoding dominates."""
+"""Full-size photos with one caption each; decoding dominates."""
 TARGETS = {"theirs / ours": 3.0, "ours / floor": 1.3, "five models / one": 1.6}
 TOLERANCE = 1e-6
 CONFIG = EvaluationConfig(workers=0)
-"""The default of 2 cores: the process that has the towers decodes too. CLIP_benchmark has a worker process besides."""
+"""The default on 2 cores: the process with the towers also decodes. CLIP_benchmark has one worker process too."""
 
 
 def tiny_model(seed: int) -> DualEncoder:
-    """A ViT of 32 px, patch 8, width 128, 4 layers; text of context 77, width 128, 2 layers: FACTS' tiny CLIP."""
+    """Return a tiny CLIP: ViT of 32 px, patch 8, width 128, 4 layers; text tower of context 77, width 128, 2 layers."""
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
     image: Any = {"trunk": "vit_base_patch16_clip_224", "args": args}
     text: Any = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2}
@@ -67,7 +67,7 @@ def tiny_model(seed: int) -> DualEncoder:
 
 
 def lay_out(data: Path, folder: Path) -> None:
-    """The full-size photos as a retrieval set, beside the others."""
+    """Link the sets into a folder, the full-size photos as a retrieval set."""
     for name in SETS:
         (folder / name).symlink_to(data / name)
     (folder / FULLSIZE).mkdir()
@@ -76,10 +76,10 @@ def lay_out(data: Path, folder: Path) -> None:
 
 
 class Peer:
-    """CLIP_benchmark in a process of its own, its model built.
+    """CLIP_benchmark in its own process, with its model built.
 
     Args:
-        python: of its environment.
+        python: Python of its environment.
         model: the exported model.
         output: where it writes results.
         threads: OpenMP threads.
@@ -101,7 +101,7 @@ class Peer:
         return json.loads(line)
 
     def __call__(self, data: Path, options: Sequence[str]) -> dict[str, Any]:
-        """Seconds and metrics of one evaluation, or the error."""
+        """Return seconds and metrics of one evaluation, or the error."""
         task = "zeroshot_retrieval" if SETS.get(data.name, "retrieval") == "retrieval" else "zeroshot_classification"
         arguments = {
             "--dataset": f"wds/{data.name}",
@@ -119,14 +119,14 @@ class Peer:
         return self._answer()
 
     def close(self) -> None:
-        """Ends it."""
+        """End the process."""
         with suppress(OSError):
             self.process.stdin.close()  # type: ignore[union-attr]  # opened as a pipe
         self.process.wait()
 
 
 def peer_environment(folder: Path) -> Path:
-    """Python of the peer's environment, made on first use.
+    """Return the Python of the peer's environment, which is made on first use.
 
     Raises:
         SystemExit: there is no uv to make it with.
@@ -145,13 +145,13 @@ def peer_environment(folder: Path) -> Path:
 
 
 def fresh_tokenizers(models: Sequence[DualEncoder]) -> None:
-    """Tokenizers that know no word yet: each evaluation is a model's first."""
+    """Give the models tokenizers without remembered words, so that each evaluation is like a model's first."""
     for model in models:
         model.tokenizer = ClipTokenizer(model.text.context_length, cut=model.text.cuttable)
 
 
 def ours(models: Sequence[DualEncoder], data: Path, output: Path) -> dict[str, Any]:
-    """From the set's path to its results on disk."""
+    """Evaluate models, from the path of the set to the results on disk."""
     fresh_tokenizers(models)
     begin = time.perf_counter()
     results = evaluate({str(i): model for i, model in enumerate(models)}, [open_set(SetConfig(str(data)))], CONFIG)
@@ -161,7 +161,7 @@ def ours(models: Sequence[DualEncoder], data: Path, output: Path) -> dict[str, A
 
 
 def texts_of(evalset: EvalSet) -> list[str]:
-    """All texts of a set."""
+    """Return all texts of a set."""
     if evalset.task == "zeroshot":
         return prompts(evalset)
     records = evalset.records
@@ -170,7 +170,7 @@ def texts_of(evalset: EvalSet) -> list[str]:
 
 @torch.inference_mode()
 def floor(model: DualEncoder, data: Path) -> dict[str, float]:
-    """Seconds of each part that no evaluation can do without."""
+    """Return the seconds of each part that every evaluation needs."""
     fresh_tokenizers([model])
     evalset, marks = open_set(SetConfig(str(data))), []
 
@@ -198,7 +198,7 @@ def floor(model: DualEncoder, data: Path) -> dict[str, float]:
 
 
 def watched(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a function returns, and the cores that were busy meanwhile, its own included."""
+    """Return the result of a function, and the cores that were busy meanwhile, its own included."""
     busy, begin = busy_seconds(), time.perf_counter()
     found = function()
     used = busy_seconds()
@@ -208,7 +208,7 @@ def watched(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure_set(name: str, folder: Path, models: list[DualEncoder], peer: Peer, rounds: int) -> list[dict[str, Any]]:
-    """Rounds of ours, floor, theirs, in alternating order."""
+    """Run ours, the lower bound and theirs in rounds, in alternating order."""
     rows = []
     for turn in range(rounds):
         sides: dict[str, Callable[[], dict[str, Any]]] = {
@@ -226,7 +226,7 @@ def measure_set(name: str, folder: Path, models: list[DualEncoder], peer: Peer, 
 
 
 def measure_five(name: str, folder: Path, models: list[DualEncoder], rounds: int) -> list[dict[str, float]]:
-    """One model and five, in alternating order."""
+    """Run one model and five, in alternating order."""
     rows = []
     for turn in range(rounds):
         row = {}
@@ -238,12 +238,12 @@ def measure_five(name: str, folder: Path, models: list[DualEncoder], rounds: int
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Smallest, median and largest."""
+    """Return the smallest, median and largest value."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def summary(rounds: dict[str, list[dict[str, Any]]], five: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Ratios by set and of the whole, and how far the figures differ."""
+    """Return ratios for each set and for all sets, and the largest difference between figures."""
 
     def ratios(a: str, b: str) -> dict[str, dict[str, float]]:
         found = {name: spread([row[a]["seconds"] / row[b]["seconds"] for row in rows]) for name, rows in rounds.items()}
@@ -268,7 +268,7 @@ def summary(rounds: dict[str, list[dict[str, Any]]], five: dict[str, list[dict[s
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     lines = []
     for ratio, target in TARGETS.items():
         sign = "≥" if ratio == "theirs / ours" else "≤"
@@ -287,16 +287,21 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures, prints a table, writes the results."""
+    """Measure, print a table, and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=cache_root() / "real_data", help="the unpacked real data")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="on the two large sets; the small ones have three times as many"
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with flickr8k_sample, cifar10, imagenet_sample (CLIP_benchmark's layout) and jpeg_fullsize",
     )
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
-    parser.add_argument("--only", choices=[*SETS], help="one set")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="rounds on the two large sets; the small ones have three times as many"
+    )
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of both sides")
+    parser.add_argument("--only", choices=[*SETS], help="measure one set only")
     parser.add_argument("--no_amp_run", action="store_true", help="leave out CLIP_benchmark with amp, its default")
-    parser.add_argument("--peer_python", type=Path, help="of an environment with CLIP_benchmark's pins")
+    parser.add_argument("--peer_python", type=Path, help="Python of an environment with the versions in PEER_PINS")
     parser.add_argument("--output", type=Path, help="results file (default: benchmarks/results/eval_cpu_DEVICE.json)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

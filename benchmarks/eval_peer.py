@@ -1,4 +1,4 @@
-"""CLIP_benchmark as a server for eval_cpu.py: its own program, run on each set asked for, with the model built once.
+"""CLIP_benchmark as a server for eval_cpu.py: it runs its own program on each set, with the model built once.
 
 Runs in the peer's environment. Reads a line of JSON for each evaluation, `{"arguments": [...]}`, and answers with one:
 the seconds that CLIP_benchmark's `run` took and its metrics, or the error.
@@ -19,7 +19,7 @@ from clip_benchmark.models import load_clip
 
 
 def evaluate(arguments: list[str], model: Any, output: Path) -> dict[str, Any]:
-    """One evaluation, from the parsed arguments to the file of results."""
+    """Run one evaluation, from the parsed arguments to the file of results."""
     sys.argv = ["clip_benchmark", "eval", *arguments, "--output", str(output)]
     _, asked = cli.get_parser_args()
     asked.dataset, asked.model, asked.pretrained = asked.dataset[0], asked.model[0], asked.pretrained[0]
@@ -31,7 +31,7 @@ def evaluate(arguments: list[str], model: Any, output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """`eval_peer.py MODEL_FOLDER OUTPUT`: says `ready`, then answers until its input ends."""
+    """Run `eval_peer.py MODEL_FOLDER OUTPUT`: print `ready`, then answer until the input ends."""
     warnings.filterwarnings("ignore")
     answers, (folder, output) = sys.stdout, sys.argv[1:]
     with redirect_stdout(StringIO()):

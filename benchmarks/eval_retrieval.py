@@ -1,4 +1,4 @@
-"""Exact retrieval ranks, both ways, beside the plain matrix product: `python benchmarks/eval_retrieval.py`.
+"""Exact retrieval ranks in both directions, compared with the matrix product: `python benchmarks/eval_retrieval.py`.
 
 5,000 images × 25,000 texts × 512 of random embeddings, in turns within one run: the product of all texts with all
 images into a preallocated matrix, and `retrieval_metrics`, which gives all ranks, recall and mAP without the matrix.
@@ -34,7 +34,7 @@ TARGETS = {"ours / product": 3, "peak MB": 200, "large peak MB": 2000}
 
 
 def embeddings(images: int, captions: int, width: int, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Images and texts near them, of unit length, in mapped files, and each text's image."""
+    """Make images and texts close to them, of unit length, in mapped files, and return them and each text's image."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for name, count in (("images", images), ("texts", images * captions)):
@@ -51,13 +51,13 @@ def embeddings(images: int, captions: int, width: int, folder: Path) -> tuple[Te
 
 
 def anonymous() -> float:
-    """Memory of this process in MB, mapped files left out."""
+    """Return the memory of this process in MB, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def memory(images: int, captions: int, folder: Path) -> dict[str, float]:
-    """Seconds of one evaluation in this process, and its peak beyond the embeddings, looked at every 5 ms."""
+    """Return the seconds of one evaluation in this process, and its peak beyond the embeddings, read every 5 ms."""
     rows = [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("images", "texts")]
     retrieval_metrics(rows[0][:64], rows[1][:64], torch.arange(64))
     before, done, seen = anonymous(), threading.Event(), []
@@ -78,7 +78,7 @@ def memory(images: int, captions: int, folder: Path) -> dict[str, float]:
 
 
 def timed(rounds: int, images: Tensor, texts: Tensor, owner: Tensor) -> list[dict[str, float]]:
-    """Both in turns, in alternating order; beside them how many cores other processes kept busy."""
+    """Run both in alternating order, and record how many cores other processes used."""
     images, texts = images.clone(), texts.clone()
     space = torch.empty(len(texts), len(images))
     work = {
@@ -101,7 +101,7 @@ def timed(rounds: int, images: Tensor, texts: Tensor, owner: Tensor) -> list[dic
 
 
 def main() -> None:
-    """Runs what is asked and writes the results."""
+    """Measure what the options choose, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--large", action="store_true")

@@ -12,7 +12,7 @@ from open_clip_train.main import main
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, fused."""
+    """Return torch's AdamW, fused."""
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, **{"fused": True, **options})

@@ -1,8 +1,8 @@
-"""Pooling heads beside a copy of their input: `python benchmarks/pooling.py`; on a GPU where there is one.
+"""Pooling heads, compared with a copy of their input: `python benchmarks/pooling.py`. A GPU is used if there is one.
 
 In turns within one run: a copy of the tokens, their mean and maximum, ggem in plain PyTorch and as the fused operation,
-forward, backward and both. Then every head, forward and backward, beside a copy of the same tokens and as a share of a
-ViT-B/16 image tower's training step; and what that step takes with ggem instead of avg.
+forward, backward and both. Then every head, forward and backward, compared with a copy of the same tokens and with the
+training step of a ViT-B/16 image tower; and the time of that step with ggem instead of avg.
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Timer:
         return begin.elapsed_time(end) / 1e3
 
     def rounds(self, works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-        """Every call once a round, each round in another order, after one that does not count."""
+        """Run every call once per round, each round in another order, after one round that does not count."""
         names = list(works)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(-1, rounds):
@@ -82,7 +82,7 @@ class Timer:
 
 
 def both_ways(name: str, pool: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> dict[str, Work]:
-    """Forward, backward and both of a pooling."""
+    """Return the calls of a pooling: forward, backward and both."""
     kept = pool(*inputs)
     grad = grad.to(kept.dtype)
     return {
@@ -93,12 +93,12 @@ def both_ways(name: str, pool: Callable[..., Tensor], inputs: list[Tensor], grad
 
 
 def plain(x: Tensor, p: Tensor) -> Tensor:
-    """ggem in plain PyTorch."""
+    """Pool with ggem in plain PyTorch."""
     return reference.power_mean(x, p, 1e-6, "clamp").to(x.dtype)
 
 
 def kernels(x: Tensor, timer: Timer, rounds: int) -> dict[str, Any]:
-    """The poolings on one tensor."""
+    """Measure the poolings on one tensor."""
     p = torch.full((WIDTH,), EXPONENT, device=x.device, requires_grad=True)
     grad = torch.randn(x.shape[0], WIDTH, device=x.device)
     leaf, out = x.detach().clone().requires_grad_(), torch.empty_like(x)
@@ -127,7 +127,7 @@ def kernels(x: Tensor, timer: Timer, rounds: int) -> dict[str, Any]:
 
 
 def ratios(top: list[float], below: list[float]) -> dict[str, float]:
-    """Of the shortest and of the median times, and the median of the ratios of a round."""
+    """Return the ratios of the shortest and of the median times, and the median of the ratios of a round."""
     return {
         "min": min(top) / min(below),
         "median": statistics.median(top) / statistics.median(below),
@@ -136,13 +136,13 @@ def ratios(top: list[float], below: list[float]) -> dict[str, float]:
 
 
 def verdict(row: dict[str, float], target: float | None, larger: bool) -> dict[str, Any]:
-    """The ratios with their target, which the median has to meet."""
+    """Return the ratios with their target, which the median must meet."""
     met = None if target is None else (row["median"] >= target if larger else row["median"] <= target)
     return {**row, "target": target, "met": met}
 
 
 def memory(x: Tensor, p: Tensor) -> dict[str, float]:
-    """What ggem keeps besides its input, in bytes, and as a multiple of its result in the type of accumulation."""
+    """Return what ggem keeps besides its input, in bytes and as a multiple of its result in the accumulation type."""
     if x.device.type == "cuda":
         torch.cuda.synchronize()
         base = torch.cuda.memory_allocated()
@@ -169,7 +169,7 @@ def memory(x: Tensor, p: Tensor) -> dict[str, float]:
 
 
 def head_step(head: PoolingHead, tokens: Tokens) -> None:
-    """Forward and backward of a head."""
+    """Run a head forward and backward."""
     pooled = head(tokens)
     loss = sum(embedding.float().square().mean() for embedding in (pooled.embedding, *pooled.auxiliary))
     inputs = [tokens.prefix, tokens.patches, *tokens.stages, *(p for p in head.parameters() if p.requires_grad)]
@@ -177,7 +177,7 @@ def head_step(head: PoolingHead, tokens: Tokens) -> None:
 
 
 def tower_step(tower: ImageEncoder, images: Tensor, autocast: bool) -> None:
-    """Forward and backward of an image tower."""
+    """Run an image tower forward and backward."""
     tower.zero_grad(set_to_none=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
         loss = tower(images).embedding.float().square().mean()
@@ -185,7 +185,7 @@ def tower_step(tower: ImageEncoder, images: Tensor, autocast: bool) -> None:
 
 
 def heads(device: torch.device, batch: int, rounds: int, timer: Timer) -> dict[str, Any]:
-    """Every head beside a copy, and beside a training step of the tower without its head."""
+    """Compare every head with a copy, and with a training step of the tower without its head."""
     autocast = device.type == "cuda"
     dtype = torch.bfloat16 if autocast else torch.float32
 
@@ -234,7 +234,7 @@ def heads(device: torch.device, batch: int, rounds: int, timer: Timer) -> dict[s
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     lines = []
     for row in report["kernels"]:
         shape = "×".join(map(str, row["shape"]))
@@ -259,20 +259,20 @@ def table(report: dict[str, Any]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """As in the names of results."""
+    """Return the device as in the names of results."""
     if device.type == "cpu":
         return f"cpu-{len(os.sched_getaffinity(0))}core"
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
 
 
 def main() -> None:
-    """Measures, prints a table, writes the results."""
+    """Measure, print a table, and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=21, help="rounds of the poolings")
     parser.add_argument("--head_rounds", type=int, default=7, help="rounds of all heads and of the tower's step")
-    parser.add_argument("--batch", type=int, help="of heads and tower (default: 8 on CPUs, 256 on GPUs)")
-    parser.add_argument("--no_heads", action="store_true", help="the poolings alone")
+    parser.add_argument("--batch", type=int, help="batch of heads and tower (default: 8 on CPUs, 256 on GPUs)")
+    parser.add_argument("--no_heads", action="store_true", help="measure the poolings only")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small batches, one round")
     parser.add_argument("--output", type=Path, help="results file (default: benchmarks/results/pooling_DEVICE.json)")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Training on CPUs beside open_clip's own trainer: `python benchmarks/train_cpu.py`.
+"""Training on CPUs, compared with open_clip's own trainer: `python benchmarks/train_cpu.py`.
 
 Both train the same tiny CLIP on the same shards in fp32. Three parts, each reported on its own:
 A  equal work: equal context, augmentation, optimiser implementation, loader workers, threads, log interval;
@@ -57,7 +57,7 @@ MANY_STEPS = 100_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What one part runs.
+    """The settings of one part.
 
     Attributes:
         context: context length of both text towers.
@@ -118,7 +118,7 @@ class Trainer:
         self._steps.put(None)
 
     def wait(self, step: int, limit: float = 600) -> float:
-        """The moment of the first log line after at least `step` steps.
+        """Wait for the first log line after at least `step` steps, and return its time.
 
         Raises:
             RuntimeError: the trainer ended or was silent for `limit` seconds.
@@ -134,11 +134,11 @@ class Trainer:
         return now
 
     def pause(self) -> None:
-        """Stops the whole process group."""
+        """Stop the whole process group."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def slice(self) -> tuple[int, float, float | None]:
-        """Lets a paused trainer run to its next log line: steps done, seconds taken, cores that others kept busy."""
+        """Run a paused trainer to its next log line. Return the steps, the seconds, and the cores that others used."""
         before, begin = self.step, time.perf_counter()
         own, everyone = self.cpu_seconds(), busy_seconds()
         os.killpg(self.process.pid, signal.SIGCONT)
@@ -151,21 +151,21 @@ class Trainer:
         return self.step - before, end - begin, others
 
     def cpu_seconds(self) -> float | None:
-        """Processor time of the trainer's own process, loader workers left out; None where the kernel does not say."""
+        """Return the processor time of the trainer without loader workers, or None if the kernel does not report it."""
         with suppress(OSError, IndexError):
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return None
 
     def close(self) -> None:
-        """Ends the process group at once."""
+        """End the process group at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def environment(threads: int) -> dict[str, str]:
-    """For both trainers alike: CPU only, the same threads, no network."""
+    """Return the environment of both trainers: CPU only, the same threads, no network."""
     return {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
@@ -176,7 +176,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def busy_seconds() -> float | None:
-    """Processor time of all processes since the machine started; None where the kernel does not say."""
+    """Return the processor time of all processes since the machine started; None if the kernel does not report it."""
     with suppress(OSError, ValueError):
         user, nice, system = Path("/proc/stat").read_text().split()[1:4]
         return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
@@ -187,7 +187,7 @@ def busy_seconds() -> float | None:
 
 
 def derive_shards(folder: Path) -> Path:
-    """The default scenes with png and one caption line a sample: open_clip takes the whole txt as one caption."""
+    """Make the default scenes as png with one caption line per sample, since open_clip reads a txt as one caption."""
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for shard in sorted(Path(resolve_place("scenes:train")).glob("*.tar")):
@@ -205,7 +205,7 @@ def derive_shards(folder: Path) -> Path:
 
 
 def read_captions(folder: Path, count: int) -> list[str]:
-    """The first captions of the shards."""
+    """Return the first captions of the shards."""
     texts: list[str] = []
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as source:
@@ -218,7 +218,7 @@ def read_captions(folder: Path, count: int) -> list[str]:
 
 
 def peer_environment(folder: Path) -> Path:
-    """Python of the peer's environment, made on first use.
+    """Return the Python of the peer's environment, which is made on first use.
 
     Raises:
         SystemExit: there is no uv to make it with.
@@ -239,7 +239,7 @@ def peer_environment(folder: Path) -> Path:
 
 
 def our_config(settings: Settings, shards: Path) -> dict[str, Any]:
-    """The config of mmrep; what is not said is its default."""
+    """Return the config of mmrep. Fields that are left out have their defaults."""
     width, heads, layers = MODEL["text"]
     size = {"img_size": MODEL["image"], "patch_size": MODEL["patch"], "embed_dim": MODEL["width"]}
     return {
@@ -264,7 +264,7 @@ def our_config(settings: Settings, shards: Path) -> dict[str, Any]:
 
 
 def peer_model(context: int) -> dict[str, Any]:
-    """The same model as open_clip's config."""
+    """Return the same model as a config of open_clip."""
     width, heads, layers = MODEL["text"]
     vision = {"image_size": MODEL["image"], "patch_size": MODEL["patch"], "width": MODEL["width"]}
     return {
@@ -275,7 +275,7 @@ def peer_model(context: int) -> dict[str, Any]:
 
 
 def write_inputs(settings: Settings, places: Places, name: str) -> tuple[Path, Path]:
-    """Our YAML file and the peer's model folder."""
+    """Write our YAML file and the peer's model folder."""
     folder = places.work / name
     (folder / "model").mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
@@ -288,7 +288,7 @@ def write_inputs(settings: Settings, places: Places, name: str) -> tuple[Path, P
 
 
 def our_command(config: Path, output: Path, accelerate: bool = False) -> list[str]:
-    """The command of mmrep, or of `accelerate launch`."""
+    """Return the command of mmrep, or of `accelerate launch`."""
     programs = Path(sys.executable).parent
     start = [str(programs / "mmrep"), "train"]
     if accelerate:
@@ -298,7 +298,7 @@ def our_command(config: Path, output: Path, accelerate: bool = False) -> list[st
 
 
 def peer_command(settings: Settings, places: Places, model: Path, output: Path) -> list[str]:
-    """The command of open_clip's trainer."""
+    """Return the command of open_clip's trainer."""
     fused = [str(ROOT / "benchmarks" / "fused_open_clip.py")]
     trainer = fused if settings.fused_peer else ["-m", "open_clip_train.main"]
     names = sorted(path.stem for path in places.shards.glob("*.tar"))
@@ -336,7 +336,7 @@ class Starter:
         self.commands: dict[str, str] = {}
 
     def __call__(self, who: str) -> Trainer:
-        """Starts `ours`, `accelerate` or `theirs`."""
+        """Start `ours`, `accelerate` or `theirs`."""
         self.count += 1
         output = self.places.work / self.part / f"{who}-{self.count}"
         if who == "theirs":
@@ -359,7 +359,7 @@ class Starter:
 
     @contextmanager
     def running(self, who: str) -> Iterator[Trainer]:
-        """A trainer that is ended afterwards."""
+        """Start a trainer, and end it after the context."""
         trainer = self(who)
         try:
             yield trainer
@@ -371,7 +371,7 @@ class Starter:
 
 
 def measure_rates(start: Starter, pairs: int, launches: int) -> list[dict[str, Any]]:
-    """Pairs/s of both trainers in alternating slices; who is first alternates too."""
+    """Measure pairs/s of both trainers in slices, in alternating order."""
     rows: list[dict[str, Any]] = []
     batch = start.settings.batch
     for launch in range(launches):
@@ -397,7 +397,7 @@ def measure_rates(start: Starter, pairs: int, launches: int) -> list[dict[str, A
 
 
 def measure_start(start: Starter, pairs: int) -> list[dict[str, Any]]:
-    """Seconds from the command to the end of the first step, the three commands in turns."""
+    """Measure seconds from the command to the end of the first step, of the three commands in turns."""
     rows: list[dict[str, Any]] = []
     for i in range(pairs):
         row: dict[str, Any] = {}
@@ -439,7 +439,7 @@ print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "tex
 
 
 def describe(start: Starter) -> dict[str, Any]:
-    """Parameters of both models and the tokens of a text that each processes: the proof of equal work."""
+    """Return the parameters of both models and the tokens of a text on each side: the proof of equal work."""
     texts = start.places.work / "texts.json"
     texts.write_text(json.dumps(read_captions(start.places.shards, 20 * start.settings.batch)))
     found = {}
@@ -456,7 +456,7 @@ def describe(start: Starter) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]], part: str) -> dict[str, Any]:
-    """Smallest, median and largest ratio, the medians of both sides, and whether the target is met.
+    """Return smallest, median and largest ratio, the medians of both sides, and whether the target is met.
 
     All pairs count; `undisturbed` is the same over those where other processes took at most `QUIET` cores.
     """
@@ -479,7 +479,7 @@ def summary(rows: list[dict[str, Any]], part: str) -> dict[str, Any]:
 
 
 def table(parts: dict[str, dict[str, Any]]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     titles = {"A": "equal work, pairs/s", "B": "each as it comes, pairs/s", "C": "command to first step, s"}
     lines = [f"{'part':<29}{'ours':>8}{'theirs':>8}   {'ratio: min':>10}{'median':>8}{'max':>7}   target"]
     for name, part in parts.items():
@@ -502,16 +502,16 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Runs the parts asked for, prints a table, writes the results."""
+    """Run the chosen parts, print a table, and write the results."""
     home = cache_root() / "benchmarks"
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairs", type=int, default=8, help="pairs of slices in A and B")
     parser.add_argument("--starts", type=int, default=4, help="starts of each command in C")
-    parser.add_argument("--steps", type=int, default=20, help="steps of a slice, and between log lines")
+    parser.add_argument("--steps", type=int, default=20, help="steps in a slice and between log lines")
     parser.add_argument("--launches", type=int, default=2, help="fresh processes that the pairs are spread over")
-    parser.add_argument("--threads", type=int, help="of both (default: one a core)")
+    parser.add_argument("--threads", type=int, help="threads of both (default: one per core)")
     parser.add_argument("--batch", type=int, default=128, help="pairs in a step")
-    parser.add_argument("--only", choices=sorted(TARGETS), help="one part")
+    parser.add_argument("--only", choices=sorted(TARGETS), help="measure one part only")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two short pairs, one start")
     parser.add_argument("--peer_workers", type=int, default=0, help="open_clip's loader workers in B")
     parser.add_argument("--peer_env", type=Path, default=home / "peer_env", help="environment of open_clip's trainer")
@@ -570,7 +570,7 @@ def main() -> None:
 
 
 def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The command with the options that matter for the numbers: no paths."""
+    """Return the command with the options that matter for the numbers, without paths."""
     parts = ["python", "benchmarks/train_cpu.py"]
     for name, value in vars(args).items():
         if value != parser.get_default(name) and name not in ("output", "peer_env"):
@@ -579,19 +579,19 @@ def command_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> s
 
 
 def our_versions() -> dict[str, str]:
-    """Versions on our side."""
+    """Return the versions on our side."""
     names = ("mmrep", "torch", "torchvision", "timm", "open_clip_torch", "accelerate", "numpy", "pillow")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def commit() -> str:
-    """What git calls this state of the code."""
+    """Return git's name of this state of the code."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     path = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
     return found[1] if found else platform.processor()

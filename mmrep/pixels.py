@@ -1,4 +1,4 @@
-"""RGB pixels of a Pillow picture, and parts of resized pictures: shared by the loader, evaluation and `preprocess`."""
+"""RGB pixels of Pillow pictures, and resizing, for the loader, evaluation and `preprocess`."""
 
 import math
 from dataclasses import dataclass
@@ -15,21 +15,20 @@ from mmrep.config.model import Interpolation, ResizeMode
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
 MOST_DISCARDED = 16
-"""A picture that is enlarged to at most this many times the pixels that are kept is resized whole, then cut."""
+"""An enlarged picture of at most this many times the pixels that are kept is resized whole and then cut."""
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_NO_RANGE = "{} pixels, which have no range that all agree on; store 8 or 16 bits"
+_NO_RANGE = "{} pixels, which have no agreed range; store 8 or 16 bits"
 _SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
-"""Pixels on each side that Pillow's filters look at; times the factor where a picture is made smaller."""
+"""Pixels on each side that Pillow's filters read; times the factor if a picture is made smaller."""
 
 
 def rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a picture of any mode as RGB: alpha is dropped, 16 bits are scaled to 8.
+    """Return a picture of any mode as RGB. Alpha is dropped, and 16 bits are scaled to 8.
 
-    Integers of 32 bits are what their largest value fits into, 8 or 16 bits.
+    Integers of 32 bits count as 8 or as 16 bits, whichever their largest value fits into.
 
     Raises:
-        ValueError: float pixels, or integers of more bits, which have no range that all agree on; a mode without a way
-            to RGB.
+        ValueError: float pixels or larger integers, which have no agreed range, or a mode that can't become RGB.
     """
     if picture.mode.startswith("I"):
         # Pillow would clip these at 255 instead of scaling them.
@@ -42,14 +41,14 @@ def rgb(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if picture.mode == "F":
         raise ValueError(_NO_RANGE.format("float"))
     if picture.mode == "RGBa" or (picture.mode == "P" and "transparency" in picture.info):
-        picture = picture.convert("RGBA")  # the same colours; Pillow warns of such palettes, and knows no other way
+        picture = picture.convert("RGBA")  # the same colours, without Pillow's warning
     return np.array(picture.convert("RGB"))
 
 
 def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of the smallest picture of this shape that covers `size`.
+    """Return rows and columns of the smallest picture of this aspect ratio that covers `size`.
 
-    The longer side is rounded as open_clip rounds it: down where `size` is square, else to the nearest whole number.
+    The longer side is rounded as in open_clip: down if `size` is square, else to the nearest whole number.
     """
     if size[0] != size[1]:
         return _scaled(height, width, min(height / size[0], width / size[1]))
@@ -69,14 +68,14 @@ def centre(whole: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def is_thin(shape: tuple[int, int], whole: tuple[int, int], part: Box) -> bool:
-    """Return whether a picture grows so much that no more than the part that is kept of it should be made.
+    """Return whether a picture grows so much that only the part that is kept should be computed.
 
-    What is made of all others has at most as many pixels as the picture itself, or MOST_DISCARDED times those kept.
+    A picture that is not thin becomes no larger than it was, or than MOST_DISCARDED times the part that is kept.
 
     Args:
         shape: rows and columns of the picture.
-        whole: rows and columns of what it becomes.
-        part: what is kept of that.
+        whole: rows and columns after resizing.
+        part: the box that is kept.
     """
     grows = whole[0] * whole[1] > shape[0] * shape[1]
     return grows and whole[0] * whole[1] > MOST_DISCARDED * part[2] * part[3]
@@ -90,15 +89,14 @@ def resized_part(
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Resize a picture to `whole` rows and columns with Pillow, and return a part of the result.
 
-    Of a thin picture only that part is made, from the pixels that it rests on, so that memory and time depend on the
-    part and not on `whole`, which grows with the aspect ratio. Pillow holds the edges of a box in single precision, so
-    that one value in 5,000 differs by 1 from that of the whole (and in black and white noise one in a million by 2).
-    Of all other pictures the part is exact.
+    Of a thin picture only the part is computed, so that memory and time do not depend on `whole`, which grows with the
+    aspect ratio. Pillow holds the edges of a box in single precision, so that one value in 5,000 then differs by 1 from
+    resizing the whole (and in black and white noise one in a million by 2). For all other pictures the part is exact.
 
     Args:
         pixels: the picture.
-        whole: rows and columns of all of the resized picture.
-        part: what is returned of it.
+        whole: rows and columns of the whole resized picture.
+        part: the box that is returned.
         resample: bicubic or bilinear.
     """
     height, width = pixels.shape[:2]
@@ -111,13 +109,14 @@ def resized_part(
     first, last, above, below = _window(height, whole[0], top, rows, _SUPPORT[resample])
     start, stop, before, behind = _window(width, whole[1], left, columns, _SUPPORT[resample])
     window = Image.fromarray(np.ascontiguousarray(pixels[first:last, start:stop]))
-    # Columns first, as Pillow does with pictures that grow; of a window it would choose anew, and clip other values.
+    # Columns first, as Pillow does for the whole picture. For the window alone it might choose the other order, which
+    # clips other values.
     wide = window.resize((columns, last - first), resample, box=(before, 0, behind, last - first))
     return np.array(wide.resize((columns, rows), resample, box=(0, above, columns, below)))
 
 
 def _window(side: int, whole: int, start: int, length: int, support: int) -> tuple[int, int, float, float]:
-    """Return the first and last pixel that a resized stretch rests on, and its ends counted from the first of them."""
+    """Return the first and last pixel that a resized stretch depends on, and its ends relative to the first pixel."""
     factor = side / whole
     begin, end = start * factor, (start + length) * factor
     reach = support * max(factor, 1.0) + 1
@@ -126,13 +125,13 @@ def _window(side: int, whole: int, start: int, length: int, support: int) -> tup
 
 
 class Fit(NamedTuple):
-    """How a whole picture is brought to a model's size: open_clip's evaluation transform.
+    """The resizing of a whole picture to a model's size, as in open_clip's evaluation transform.
 
     Attributes:
-        rows: in pixels.
-        columns: in pixels.
-        resize_mode: `shortest`: the picture just covers the size, and its centre is cut out; `longest`: it just fits
-            in, and black borders fill the rest; `squash`: it is stretched to the size.
+        rows: height in pixels.
+        columns: width in pixels.
+        resize_mode: with `shortest` the picture just covers the size, and its centre is cut out; with `longest` it just
+            fits in, and black borders fill the rest; with `squash` it is stretched to the size.
         interpolation: `bicubic` or `bilinear`.
     """
 
@@ -168,12 +167,12 @@ class Fit(NamedTuple):
 class Preprocess:
     """open_clip's evaluation transform: a Pillow picture of any mode to a normalised float tensor (3, rows, columns).
 
-    The picture becomes RGB first, as the loader makes it, so that one file has one embedding.
+    The picture is converted to RGB as in the loader, so that a file always has the same embedding.
 
     Attributes:
-        fit: how it is brought to the model's size.
-        mean: of each channel, where white is 1.
-        std: of each channel.
+        fit: the resizing.
+        mean: mean of each channel, where white is 1.
+        std: standard deviation of each channel.
     """
 
     fit: Fit
@@ -181,10 +180,10 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __call__(self, picture: Image.Image) -> Float[Tensor, "3 rows columns"]:
-        """Return the pixels that the model takes.
+        """Return the model's input.
 
         Raises:
-            ValueError: see `rgb`.
+            ValueError: as in `rgb`.
         """
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         pixels = torch.from_numpy(self.fit.pixels(rgb(picture)))

@@ -1,4 +1,4 @@
-"""YAML that may come from strangers: plain data of bounded size, and no key twice."""
+"""A safe YAML reader for files from others: plain data of limited size, without duplicate keys."""
 
 import re
 from typing import Any
@@ -9,12 +9,12 @@ from mmrep.config.checks import ConfigError, quoted, require
 
 LARGEST_TEXT = 2**20
 MOST_VALUES = 100_000
-"""Values that a document may have once its aliases are written out."""
+"""Largest number of values in a document, with its aliases written out."""
 DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML keeps the last, and takes 1e-3 for a number."""
+    """A SafeLoader that refuses duplicate keys, of which YAML keeps the last, and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -27,12 +27,14 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"key {quoted(key)} stands twice", key_node.start_mark
                 )
             if not isinstance(key, str | int | float | bool):
-                raise yaml.constructor.ConstructorError(None, None, f"{quoted(key)} is no key", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{quoted(key)} can't be a key", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 wants a dot and a sign in the exponent.
+# In YAML 1.1 a float has a dot, and its exponent a sign.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*\.?|[0-9]*\.[0-9]+)(?:[0-9]*)[eE][-+]?[0-9]+$"),
@@ -44,8 +46,8 @@ def read_yaml(text: str, where: str) -> Any:
     """Return the content of a YAML text.
 
     Raises:
-        ConfigError: not YAML, a key given twice, or larger, deeper or of more values than any config; names `where` and
-            the line.
+        ConfigError: the text is not YAML, has a duplicate key, or is larger or deeper than any config. The message
+            names `where` and the line.
     """
     require(len(text) <= LARGEST_TEXT, f"{where}: {len(text):,} characters, too many for a config")
     try:
@@ -54,7 +56,7 @@ def read_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         problem = str(getattr(error, "problem", None) or error)[:200]
-        hint = "" if "twice" in problem or "no key" in problem else "; indent with spaces, close brackets and quotes"
+        hint = "" if "twice" in problem or "be a key" in problem else "; indent with spaces, close brackets and quotes"
         raise ConfigError(f"{where}: not YAML{place}: {problem}{hint}") from error
     except (RecursionError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: not YAML: {str(error)[:200]}") from error

@@ -1,4 +1,4 @@
-"""New dual encoders, from scratch or from trained weights."""
+"""New dual encoders, with initial values or from trained weights."""
 
 import dataclasses
 import logging
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from open_clip.model import CLIPTextCfg
 from torch import Tensor
 
@@ -15,18 +14,16 @@ from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.pooling import PoolConfig
 from mmrep.config.tree import changed_fields
-from mmrep.model.convert import OPENAI_SIZES, StateDict, load_open_clip_state_dict, place_weights
+from mmrep.model.convert import HEAD, OPENAI_SIZES, StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import MODEL_CONFIG, OPEN_CLIP_CONFIG, config_from_dict, load, read_weights
 from mmrep.model.presets import complete, from_open_clip
+from mmrep.model.proof import TOLERANCE
 from mmrep.model.trunk import num_heads, walk
 
-_HEAD, _PROJECTION = "image.pool.", "image.projection.weight"
-_AUXILIARY = "image.auxiliary_projections."
-TOLERANCE = 1e-5
-"""Largest difference of embeddings of unit length that is taken for rounding."""
+_PROJECTION, _AUXILIARY = "image.projection.weight", "image.auxiliary_projections."
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CLIPTextCfg)} | {"quick_gelu": False}
-"""What towers have where a config leaves a field out; mlp_ratio is the same for timm's ViTs."""
+"""Values of the fields that a config leaves out. mlp_ratio is the same for timm's ViTs."""
 LOG = logging.getLogger("mmrep")
 
 
@@ -37,17 +34,17 @@ def create_model(
     loss: str = "infonce",
     **fields: Any,
 ) -> DualEncoder:
-    """A new dual encoder.
+    """Return a new dual encoder.
 
     Args:
-        name: an open_clip model (`ViT-B-16`); None: `image` and `text` say it all.
+        name: an open_clip model (`ViT-B-16`). Without one, `image` and `text` describe the towers.
         pool: a head's name, or `{"name": "ggem", "args": {"groups": 12}}`.
-        seed: of initial values; models of one seed start equal wherever they share a parameter.
+        seed: seed of the initial values. Models with one seed start equal wherever they share a parameter.
         loss: `sigmoid` adds a logit bias.
         fields: further fields of `ModelConfig`; `image` and `text` may be dicts of their fields.
 
     Raises:
-        ConfigError: unknown names or arguments, parts that do not fit together.
+        ConfigError: an unknown name or argument, or parts that do not fit together.
     """
     if isinstance(pool, PoolConfig):
         pool = {"name": pool.name, "args": pool.args}
@@ -56,11 +53,11 @@ def create_model(
 
 
 def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
-    """A dual encoder from its config, with `config.weights` loaded if given.
+    """Return a dual encoder from its config, with `config.weights` loaded if given.
 
     Raises:
-        ConfigError: see `create_model`; weights that do not fit; a head that can't be swapped in under
-            `pool_init: preserve`.
+        ConfigError: as in `create_model`, or weights that do not fit, or a head that can't replace the trained one
+            under `pool_init: preserve`.
     """
     config = complete(config)
     if config.weights is None:
@@ -75,10 +72,10 @@ def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
 
 
 def _with_trained_preprocessing(config: ModelConfig, trained: ModelConfig) -> ModelConfig:
-    """Return the config with the weights' mean, std, resize mode and interpolation where it gives none.
+    """Return the config with the weights' mean, std, resize mode and interpolation, where the config has none.
 
     Raises:
-        ConfigError: it gives others.
+        ConfigError: the config has others.
     """
     values = {name: getattr(trained.image, name) for name in ("mean", "std", "resize_mode", "interpolation")}
     for name, value in values.items():
@@ -92,7 +89,7 @@ def _with_trained_preprocessing(config: ModelConfig, trained: ModelConfig) -> Mo
 
 
 def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
-    """The model that weights belong to, with the head that it was trained with."""
+    """Return the model that weights belong to, with the head that it was trained with."""
     preserve = config.pool_init == "preserve"
     if any((weights / name).exists() for name in (MODEL_CONFIG, f"final/{MODEL_CONFIG}", OPEN_CLIP_CONFIG)):
         trained = load(weights, allow_pickle=config.allow_pickle)
@@ -121,11 +118,11 @@ def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
     own = dataclasses.replace(config, pool=pool, pool_init="fresh", pool_base=None, weights=None)
     trained = DualEncoder(own, sigmoid=sigmoid)
     state = read_weights(weights, config.allow_pickle)
-    # Nothing else in a file of weights tells the activation. OpenAI's own files have these entries.
+    # A file of weights does not say which activation they were trained with, but OpenAI's files have these entries.
     quick = config.text.args.get("quick_gelu") and config.image.args.get("act_layer") == "quick_gelu"
     require(
         quick or not OPENAI_SIZES.issubset(state),
-        f"model.weights {weights}: OpenAI's weights, which were trained with QuickGELU: take a model.name that ends in "
+        f"model.weights {weights}: these are OpenAI's, trained with QuickGELU: choose a model.name that ends in "
         "-quickgelu",
     )
     load_open_clip_state_dict(trained, state, new_head=not preserve)
@@ -134,13 +131,13 @@ def _trained(config: ModelConfig, weights: Path, sigmoid: bool) -> DualEncoder:
 
 @torch.inference_mode()
 def _prove_equal(model: DualEncoder, trained: DualEncoder) -> None:
-    """Compare what both models make of an image of noise and of a text.
+    """Compare the outputs of both models for an image of noise and a text.
 
-    Under `pool_init: preserve` the image embeddings are compared. With a new head the trunks' tokens are, before the
-    final norm, whose place (`model.image.norm`) a recipe may change; a change is logged.
+    Under `pool_init: preserve` these are the image embeddings. With a new head they are the trunk's tokens before the
+    final norm, since a recipe may change the norm's place (`model.image.norm`); a change is logged.
 
     Raises:
-        ConfigError: they differ; options that are not the trained one's are named.
+        ConfigError: the outputs differ; the message names the options that differ.
     """
     preserve = model.config.pool_init == "preserve"
     changed = _changed_options(model, trained)
@@ -167,7 +164,7 @@ def _changed_options(model: DualEncoder, trained: DualEncoder) -> list[str]:
     now, then = (
         {name: dataclasses.asdict(getattr(m.config, name)) for name in ("image", "text")} for m in (model, trained)
     )
-    # Fields before entries of `args`. What one of them leaves out, and the other has at its default, is no change.
+    # Fields come before entries of `args`. A field left out in one config equals the default in the other.
     found = sorted(changed_fields(now, then).items(), key=lambda item: ".args" in item[0])
     return [
         f"model.{key} is {here}, was {there}"
@@ -193,10 +190,10 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
-    """Gives `model` the values of `trained` wherever they share a parameter, and its head's as far as that lives on.
+    """Copy the values of `trained` into `model`: the towers, and the head if the new head contains the trained one.
 
     Raises:
-        ConfigError: parameters that have no counterpart, or another shape; the first is named.
+        ConfigError: a parameter without a counterpart or of another shape; the message shows the first.
     """
     expected, graft = model.state_dict(), model.image.graft
     heads = num_heads(model.image.trunk)
@@ -205,24 +202,19 @@ def _transplant(model: DualEncoder, trained: DualEncoder) -> None:
     found: StateDict = {}
     for name, value in trained.state_dict().items():
         fits = name in expected and expected[name].shape == value.shape
-        if name.startswith(_HEAD):
+        if name.startswith(HEAD):
             if keep_head:
-                found[_HEAD + (graft.prefix if graft else "") + name.removeprefix(_HEAD)] = value
+                found[HEAD + (graft.prefix if graft else "") + name.removeprefix(HEAD)] = value
         elif name == _PROJECTION and graft:
-            found[name] = _widened(value, graft.columns, model.image.pool.out_dim)
+            # The new columns start at zero, so that the embedding stays the same.
+            found[name] = value.new_zeros(len(value), model.image.pool.out_dim)
+            found[name][:, graft.columns] = value
         elif name == _PROJECTION and not fits and not keep_head:
-            LOG.info("the projection starts anew: the new head's output has another width than the trained one's")
+            LOG.info("the projection starts fresh: the new head has another width than the trained one")
         elif name.startswith(_AUXILIARY):
             if keep_head:
                 place, _, rest = name.removeprefix(_AUXILIARY).partition(".")
                 found[f"{_AUXILIARY}{int(place) + (graft.auxiliary if graft else 0)}.{rest}"] = value
         elif fits or name != "logit_bias":
             found[name] = value
-    place_weights(model, found, "model.weights", optional=(_HEAD, _PROJECTION, _AUXILIARY, "logit_bias"))
-
-
-def _widened(weight: Float[Tensor, "embed base"], columns: slice, width: int) -> Float[Tensor, "embed out"]:
-    """A projection of the columns of a wider embedding; the other columns count for nothing yet."""
-    wide = weight.new_zeros(len(weight), width)
-    wide[:, columns] = weight
-    return wide
+    place_weights(model, found, "model.weights", optional=(HEAD, _PROJECTION, _AUXILIARY, "logit_bias"))

@@ -1,5 +1,6 @@
-"""The dual encoder: image tower, text tower, temperature."""
+"""The dual encoder: image tower, text tower and temperature."""
 
+import copy
 import dataclasses
 import math
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mmrep.batch import Batch
-from mmrep.config.checks import require
+from mmrep.config.checks import ConfigError, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.training import Precision
 from mmrep.model.image_encoder import ImageEncoder, Images
@@ -21,14 +22,14 @@ from mmrep.pixels import Preprocess
 
 
 class Embeddings(NamedTuple):
-    """What the model makes of a batch, in fp32.
+    """The embeddings of a batch, in fp32 and of unit length.
 
     Attributes:
-        image: of unit length.
-        text: of unit length.
+        image: image embeddings.
+        text: text embeddings.
         logit_scale: the temperature factor (not its logarithm).
-        logit_bias: of the sigmoid loss; None under InfoNCE.
-        auxiliary: further image embeddings of the head, of unit length.
+        logit_bias: bias of the sigmoid loss; None under InfoNCE.
+        auxiliary: further image embeddings of the head.
     """
 
     image: Float[Tensor, "batch embed"]
@@ -39,16 +40,15 @@ class Embeddings(NamedTuple):
 
 
 class DualEncoder(nn.Module):
-    """A CLIP-style model. Training calls `forward(batch)` only; see `mmrep.create_model` and `mmrep.load`.
+    """A CLIP-style model, made by `mmrep.create_model` or `mmrep.load`. Training calls `forward(batch)` only.
 
     Args:
         config: a complete config (`mmrep.model.presets.complete`).
-        seed: of initial values, by parameter name.
-        sigmoid: whether the model has a logit bias, for the sigmoid loss.
+        seed: seed of the initial values, which depend on it and on the parameter's name.
+        sigmoid: the model has a logit bias, for the sigmoid loss.
 
     Attributes:
-        preprocess: PIL image to a normalised float tensor (3, H, W), as open_clip's evaluation transform.
-        tokenizer: texts to token ids.
+        tokenizer: turns texts into token ids.
         precision: `bf16` runs the towers under autocast.
     """
 
@@ -59,7 +59,7 @@ class DualEncoder(nn.Module):
         self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed, config.base)
         self.text = TextEncoder(config.text, self.image.embed_dim, seed)
         scale = config.logit_scale or (10.0 if sigmoid else 1 / 0.07)
-        # Shape (1,), since FSDP2 refuses parameters without dimensions.
+        # The shape is (1,), since FSDP2 refuses parameters without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
         self.logit_bias = nn.Parameter(torch.tensor([config.logit_bias])) if sigmoid else None
         self.tokenizer = ClipTokenizer(self.text.context_length, cut=self.text.cuttable)
@@ -67,12 +67,12 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.logit_scale.device
 
     @property
     def preprocess(self) -> Preprocess:
-        """open_clip's evaluation transform for this model's image size, resizing and normalisation."""
+        """The transform of a Pillow picture to a normalised float tensor (3, H, W), as open_clip's for evaluation."""
         image = self.config.image
         assert image.mean is not None and image.std is not None, "set by with_preprocessing"
         return Preprocess(self.image.fit, image.mean, image.std)
@@ -81,11 +81,11 @@ class DualEncoder(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode_image(self, images: Images, normalize: bool = True) -> Float[Tensor, "batch embed"]:
-        """Image embeddings in fp32.
+        """Return image embeddings in fp32.
 
         Args:
-            images: uint8 pixels, or floats as `preprocess` gives them.
-            normalize: to unit length (open_clip's default is False).
+            images: uint8 pixels, or floats from `preprocess`.
+            normalize: normalise to unit length (open_clip's default is False).
         """
         with self._autocast():
             x = self.image(images).embedding.float()
@@ -94,18 +94,18 @@ class DualEncoder(nn.Module):
     def encode_text(
         self, tokens: Int64[Tensor, "batch length"], normalize: bool = True
     ) -> Float[Tensor, "batch embed"]:
-        """Text embeddings in fp32.
+        """Return text embeddings in fp32.
 
         Args:
-            tokens: as the tokenizer gives them, cut or not.
-            normalize: to unit length (open_clip's default is False).
+            tokens: token ids from the tokenizer, cut or not.
+            normalize: normalise to unit length (open_clip's default is False).
         """
         with self._autocast():
             x = self.text(tokens).float()
         return F.normalize(x, dim=-1) if normalize else x
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Embeddings of a batch of pairs."""
+        """Return the embeddings of a batch of pairs."""
         with self._autocast():
             pooled = self.image(batch.images, batch.kept)
             text = self.text(batch.tokens)
@@ -118,17 +118,52 @@ class DualEncoder(nn.Module):
         self.text.tower.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters with two or more dimensions that must not decay."""
+        """Return the parameters with two or more dimensions that must not decay."""
         names = {f"image.trunk.{name}" for name in getattr(self.image.trunk, "no_weight_decay", set)()}
         names |= {f"image.pool.{name}" for name in self.image.pool.no_weight_decay()}
         return names | {f"text.tower.{name}" for name in self.text.tower.no_weight_decay()}
 
     def lr_scales(self) -> dict[str, float]:
-        """Learning rates of parameters over that of all others, where they differ."""
+        """Return the factors on the learning rate of parameters whose factor is not 1."""
         return {f"image.pool.{name}": scale for name, scale in self.image.pool.lr_scales().items()}
 
     @torch.no_grad()
     def clamp_logit_scale(self, largest: float) -> None:
-        """Keeps the temperature factor within [1, largest] (CLIP clamps it to 100 after every step)."""
+        """Clamp the temperature factor to [1, largest]. CLIP clamps it to 100 after every step."""
         require(largest > 1, f"max_logit_scale: expected a value > 1, got {largest}")
         self.logit_scale.clamp_(0, math.log(largest))
+
+
+def at_resolution(model: DualEncoder, size: int | tuple[int, int]) -> DualEncoder:
+    """Return the model for images of another size, with its position embedding resampled. The text tower is shared.
+
+    Everything that reads the model's image size (`preprocess`, evaluation, saving) then sees the new one. Rotary
+    position embeddings are computed anew.
+
+    Args:
+        model: the model, which is left as it is.
+        size: rows and columns in pixels, or one number for both.
+
+    Raises:
+        ConfigError: the size is not a multiple of the patch size, or the trunk can't be resized.
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
+    encoder = model.image
+    patch = tuple(encoder.trunk.patch_embed.patch_size)
+    require(
+        rows > 0 and columns > 0 and rows % patch[0] == 0 and columns % patch[1] == 0,
+        f"images of {(rows, columns)}: expected multiples of the patch size {patch}",
+    )
+    if not hasattr(encoder.trunk, "set_input_size"):
+        raise ConfigError(
+            f"images of {(rows, columns)}: a {type(encoder.trunk).__name__} can't be resized; expected a trunk with "
+            "set_input_size, as timm's VisionTransformer and Eva have"
+        )
+    shared = (model.text, model.tokenizer)
+    other = copy.deepcopy(model, {id(part): part for part in shared})
+    other.image.trunk.set_input_size(img_size=(rows, columns))
+    other.image.size = (rows, columns)
+    other.image.grid = tuple(other.image.trunk.patch_embed.grid_size)
+    image = dataclasses.replace(model.config.image, args={**model.config.image.args, "img_size": (rows, columns)})
+    other.config = dataclasses.replace(model.config, image=image)
+    return other

@@ -1,4 +1,4 @@
-"""Model files from the Hub, and what goes wrong between us and the Hub said in one line."""
+"""Downloads of models from the Hub, and errors of the Hub in one line."""
 
 import base64
 import html
@@ -14,20 +14,20 @@ from mmrep.config.checks import ConfigError, MmrepError, require
 T = TypeVar("T")
 
 MODEL_FILES: tuple[str, ...] = ("config.json", "model.safetensors", "tokenizer/*")
-"""What a model of mmrep is made of."""
+"""Files of a model of mmrep."""
 
 OPEN_CLIP_FILES: tuple[str, ...] = ("open_clip_config.json", "open_clip_model.safetensors")
-"""What a model of open_clip is made of, but for pickled weights, which are never downloaded."""
+"""Files of a model of open_clip. Pickled weights are never downloaded."""
 
 LONGEST_MESSAGE = 500
 
 
 class HubError(MmrepError):
-    """The Hub refused, or cannot be reached: one line that never holds the access token. Exit status 1."""
+    """An error of the Hub, or no connection to it: one line that never shows the access token. Exit status 1."""
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises ConfigError unless `repo_id` is a possible `user/name`."""
+    """Raise ConfigError unless `repo_id` is a possible `user/name`."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     require(repo_id.count("/") == 1, f"repository {repo_id!r}: expected user/name, as in jane/clip-ggem")
@@ -38,20 +38,20 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def hub_endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT as it is now, else the client's default."""
+    """Return the Hub's address: the present value of HF_ENDPOINT, else the client's default."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def call_hub(call: Callable[[], T], what: str, hints: Mapping[int, str], token: str | None) -> T:
-    """Runs `call`; whatever the Hub's client raises comes out as a HubError of one line.
+    """Run `call`, and turn any exception of the Hub's client into a HubError of one line.
 
     Args:
-        call: the calls of the client.
-        what: what is being done, the start of the error's line.
-        hints: what an HTTP status means here and what to do about it.
-        token: the access token in use; it is cut out of every message.
+        call: calls of the client.
+        what: start of the error's line: what is being done.
+        hints: meaning of HTTP statuses here, and what to do about them.
+        token: the access token in use, which is cut out of every message.
 
     Raises:
         HubError: the Hub answered with an error, cannot be reached, or the client failed otherwise.
@@ -62,12 +62,12 @@ def call_hub(call: Callable[[], T], what: str, hints: Mapping[int, str], token: 
         raise
     except Exception as error:
         problem = HubError(_scrubbed(f"{what}: {_reason(error, hints)}", token))
-    # Raised outside the handler: the client's exceptions carry the request and with it the token, so none is chained.
+    # Raised outside the handler, so that it is not chained to the client's exception, which holds the token.
     raise problem
 
 
 def is_model_config(path: Path) -> bool:
-    """Whether a config.json is mmrep's, and not one of the many other libraries' that use the name."""
+    """Return whether a config.json is mmrep's. Many other libraries use the same name."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -76,17 +76,17 @@ def is_model_config(path: Path) -> bool:
 
 
 def fetch_model(repo_id: str, revision: str | None = None) -> Path:
-    """The folder of a model from the Hub; downloaded once, and read from the cache where the Hub cannot be reached.
+    """Download a model from the Hub if needed, and return its folder. If the Hub cannot be reached, use the cache.
 
-    A model of mmrep comes with `MODEL_FILES`, one of open_clip with `OPEN_CLIP_FILES`; nothing else is downloaded. The
-    cache is the Hub client's own, or below MMREP_CACHE where that is set.
+    A model of mmrep has `MODEL_FILES`, a model of open_clip `OPEN_CLIP_FILES`; nothing else is downloaded. The cache is
+    in MMREP_CACHE if that is set, else that of the Hub's client.
 
     Args:
         repo_id: `user/name`.
-        revision: branch, tag or commit; None: main.
+        revision: branch, tag or commit; by default main.
 
     Raises:
-        ConfigError: `repo_id` is not a possible name.
+        ConfigError: an impossible repository name.
         HubError: no such repository or revision, no access, no network and no cached copy, or no model in it.
     """
     from huggingface_hub import get_token, snapshot_download
@@ -97,7 +97,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     token = call_hub(get_token, what, {}, None)
     absent = "no such repository, or it is private and needs a token that may read it (HF_TOKEN, or `hf auth login`)"
     hints = {
-        # Without a token the Hub answers 401 for what does not exist, so that private names cannot be guessed.
+        # Without a token the Hub answers 401 for a missing repository, so that private names cannot be guessed.
         401: "the Hub does not accept the access token; set HF_TOKEN or run `hf auth login` again" if token else absent,
         403: "this token may not read the repository; ask its owner for access",
         404: absent if revision is None else f"no such revision, or {absent}",
@@ -115,7 +115,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
         return Path(found)
 
     folder = call_hub(lambda: download(revision, (MODEL_FILES[0], OPEN_CLIP_FILES[0])), what, hints, token)
-    # A snapshot's folder is named by its commit: both downloads are of the same one.
+    # The name of a snapshot's folder is its commit, so that both downloads are of the same commit.
     if is_model_config(folder / MODEL_FILES[0]):
         files = MODEL_FILES
     elif (folder / OPEN_CLIP_FILES[0]).is_file():
@@ -129,7 +129,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
 
 
 def _reason(error: Exception, hints: Mapping[int, str]) -> str:
-    """What happened and what to do, from the exception or one that caused it."""
+    """Return what happened and what to do, from the exception or one that caused it."""
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     chain = list(_causes(error))
@@ -148,14 +148,14 @@ def _reason(error: Exception, hints: Mapping[int, str]) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and so on."""
+    """Yield the exception, the one that it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _one_line(text: str) -> str:
-    """The text on one line of bearable length."""
+    """Return the text on one line of at most LONGEST_MESSAGE characters."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
 
@@ -168,16 +168,16 @@ def _scrubbed(text: str, token: str | None) -> str:
 
 
 def spellings(secret: str) -> list[str]:
-    """Return the ways in which a secret may stand in a text: as it is, percent-encoded, as HTML, hexadecimal, base64.
+    """Return the forms that a secret may have in a text: as it is, percent-encoded, HTML, hexadecimal, base64.
 
-    In base64 a secret looks another way at each of three offsets (`user:secret`, for instance); of each, what does not
-    depend on its neighbours is returned.
+    In base64 a secret has three forms, which depend on its offset in the encoded bytes (`user:secret`, for instance).
+    The part of each that does not depend on the neighbouring bytes is returned.
     """
     data = secret.encode()
     found = [secret, quote(secret, safe=""), html.escape(secret), data.hex(), data.hex().upper()]
     for offset in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             whole = encode(bytes(offset) + data).decode().rstrip("=")
-            # Characters of six bits that hold bits of a neighbour, at both ends.
+            # Cut the characters at both ends that hold bits of a neighbour.
             found.append(whole[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6])
     return sorted(set(found), key=len, reverse=True)

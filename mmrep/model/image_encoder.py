@@ -1,4 +1,4 @@
-"""The image tower: timm trunk, final LayerNorm, pooling head, projection."""
+"""The image tower: timm trunk, final LayerNorm, pooling head and projection."""
 
 from typing import Any
 
@@ -21,20 +21,20 @@ Images = UInt8[Tensor, "batch 3 rows columns"] | Float[Tensor, "batch 3 height w
 
 
 class ImageEncoder(nn.Module):
-    """Images to embeddings.
+    """The image tower: images to embeddings.
 
-    The encoder splits class and register tokens from patches and owns the final LayerNorm: it stands before pooling
-    or after, but is the same for all heads.
+    The encoder separates class and register tokens from patches and owns the final LayerNorm, which is the same for all
+    heads and stands before or after pooling.
 
     Args:
-        config: trunk, norm, projection, preprocessing.
+        config: trunk, norm, projection and preprocessing.
         pool: the pooling head.
         embed_dim: width of the embedding; ignored without projection.
-        seed: of initial values.
-        base: the head that the weights to come were trained with, which `pool` is grafted onto; None: `pool` alone.
+        seed: seed of the initial values.
+        base: the head that weights loaded later were trained with; `pool` is grafted onto it.
 
     Raises:
-        ConfigError: an unknown trunk or one that does not fit, a head that does not fit the trunk.
+        ConfigError: an unknown or unsupported trunk, or a head that does not fit the trunk.
     """
 
     def __init__(
@@ -89,9 +89,8 @@ class ImageEncoder(nn.Module):
         if self.norm_after and self.pool.out_dim != self.width:
             raise ConfigError(
                 f"model.image.norm 'after' needs a head as wide as the trunk ({self.width}); "
-                f"{pool.name!r} gives {self.pool.out_dim}"
+                f"{pool.name!r} has width {self.pool.out_dim}"
             )
-
         if self.pool.auxiliary_dims and not config.projection:
             raise ConfigError(
                 f"model.pool {pool.name!r} trains a second embedding, which needs a projection: set "
@@ -100,24 +99,24 @@ class ImageEncoder(nn.Module):
 
     @property
     def patches(self) -> int:
-        """Patches of the whole grid."""
+        """Number of patches in the whole grid."""
         return self.grid[0] * self.grid[1]
 
     @property
     def fit(self) -> Fit:
-        """How a whole picture is brought to this tower's size."""
+        """The resizing of a whole picture to this tower's size."""
         return Fit(*self.size, *self._resizing)
 
     @property
     def dynamic(self) -> bool:
-        """Whether the trunk takes images of other sizes than its own."""
+        """True if the trunk takes images of other sizes than its own."""
         return bool(getattr(self.trunk, "dynamic_img_size", False))
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in images of a size.
+        """Return rows and columns of patches in images of a size.
 
         Raises:
-            ConfigError: the trunk does not take them.
+            ConfigError: the trunk does not take images of this size.
         """
         if size == self.size:
             return self.grid
@@ -134,11 +133,11 @@ class ImageEncoder(nn.Module):
         return size[0] // patch[0], size[1] // patch[1]
 
     def tokens(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Tokens:
-        """The trunk's tokens as a head takes them: normed if the norm stands before pooling.
+        """Return the trunk's tokens for a head, normed if the norm stands before pooling.
 
         Args:
-            images: uint8 pixels, or floats already normalised by `preprocess`.
-            kept: positions of the patches kept.
+            images: uint8 pixels, or floats normalised by `preprocess`.
+            kept: positions of the patches to keep.
 
         Raises:
             ValueError: images of another size than the trunk's.
@@ -157,9 +156,9 @@ class ImageEncoder(nn.Module):
         return Tokens(x[:, : self.prefix], x[:, self.prefix :], grid, kept, stages)
 
     def forward(self, images: Images, kept: Int64[Tensor, "batch kept"] | None = None) -> Pooled:
-        """Embeddings, not normalised to unit length; arguments as in `tokens`."""
+        """Return embeddings, not normalised to unit length. The arguments are those of `tokens`."""
         pooled = self.pool(self.tokens(images, kept))
-        # Heads make auxiliary embeddings in training mode only.
+        # Heads return auxiliary embeddings in training mode only.
         auxiliary = (
             projection(self.norm(x) if self.norm_after else x)
             for projection, x in zip(self.auxiliary_projections, pooled.auxiliary, strict=self.training)
@@ -167,7 +166,7 @@ class ImageEncoder(nn.Module):
         return Pooled(self.project(pooled.embedding), tuple(auxiliary))
 
     def project(self, pooled: Float[Tensor, "batch out"]) -> Float[Tensor, "batch embed"]:
-        """What follows the head: the final LayerNorm, where it stands after pooling, and the projection."""
+        """Apply what follows the head: the final LayerNorm, if it stands after pooling, and the projection."""
         return self.projection(self.norm(pooled) if self.norm_after else pooled)
 
 

@@ -1,4 +1,4 @@
-"""Models from folders and hub ids, and back into folders."""
+"""Models from folders and from the Hub, and back into folders."""
 
 import dataclasses
 import json
@@ -14,11 +14,12 @@ from mmrep import __version__
 from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.model import ModelConfig
 from mmrep.config.schema import read_fields, read_value
+from mmrep.files import DamagedFile, read_json
 from mmrep.model.convert import StateDict, load_open_clip_state_dict, place_weights
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.hub_files import is_model_config
 from mmrep.model.presets import from_open_clip
-from mmrep.model.proof import ProofCache, prove_equal_to_open_clip
+from mmrep.model.proof import proof_file, prove_equal_to_open_clip, remember_proof
 
 MODEL_CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -29,7 +30,7 @@ LARGEST_CONFIG = 2**20
 
 
 class _Saved(TypedDict):
-    """What config.json of a saved model holds."""
+    """The content of a saved model's config.json."""
 
     format: int
     mmrep: NotRequired[str]
@@ -39,21 +40,21 @@ class _Saved(TypedDict):
 
 
 def config_from_dict(fields: Any, where: str = "model") -> ModelConfig:
-    """Return a ModelConfig from plain dicts, as `dataclasses.asdict` gives and JSON keeps them.
+    """Return a ModelConfig from plain dicts, as `dataclasses.asdict` makes them and JSON keeps them.
 
     Raises:
-        ConfigError: an unknown field, or one of another type; the message begins with `where`.
+        ConfigError: an unknown field, or a value of the wrong type; the message begins with `where`.
     """
     return read_fields(ModelConfig, fields, where)
 
 
 def save_model(model: DualEncoder, folder: str | Path, state_dict: StateDict | None = None) -> None:
-    """Writes what `load` takes: config.json, model.safetensors, tokenizer/.
+    """Write a model as `load` reads it: config.json, model.safetensors, tokenizer/.
 
     Args:
         model: the model.
-        folder: made if missing.
-        state_dict: the model's weights, where they are already gathered from several processes.
+        folder: the folder; it is made if missing.
+        state_dict: the model's weights, if they are already gathered from several processes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def save_model(model: DualEncoder, folder: str | Path, state_dict: StateDict | N
 
 
 def write_model_config(model: DualEncoder, folder: Path) -> None:
-    """Writes config.json, from which the architecture is rebuilt."""
+    """Write config.json, from which the architecture is rebuilt."""
     fields = dataclasses.asdict(model.config) | {"weights": None, "allow_pickle": False}
     fields["image"]["pretrained"] = False
     content = {
@@ -84,20 +85,20 @@ def load(
     allow_pickle: bool = False,
     verify: bool = True,
 ) -> DualEncoder:
-    """Return a model, in evaluation mode.
+    """Load a model, in evaluation mode.
 
     Args:
-        source: a run's `final`, a run, a checkpoint, an open_clip folder (open_clip_config.json + weights), or
-            `hf-hub:user/name`. A folder that holds open_clip's and transformers' files loads as open_clip's.
-        device: where to.
-        revision: of a hub repository.
-        allow_pickle: allow open_clip weights in a `.pt`/`.bin` file, read with weights_only=True.
-        verify: build open_clip's models in open_clip too, and compare embeddings and pixels before the model is handed
-            out. Once a folder is proven, its files' digests are remembered.
+        source: a run, its `final/`, a checkpoint, an open_clip folder (open_clip_config.json and weights), or
+            `hf-hub:user/name`. A folder with files of open_clip and of transformers loads as a model of open_clip.
+        device: device of the model.
+        revision: branch, tag or commit of a Hub repository.
+        allow_pickle: read open_clip weights from a pickle (`.pt`, `.bin`), with weights_only=True.
+        verify: also build a model of open_clip in open_clip, and compare embeddings and pixels before it is returned.
+            Once a folder is proven, the digests of its files are remembered.
 
     Raises:
-        ConfigError: nothing there, an unreadable file, a newer format, a field of a config that is not supported, or
-            embeddings that are not open_clip's.
+        ConfigError: no model, an unreadable file, a newer format, an unsupported field of a config, or embeddings that
+            differ from open_clip's.
     """
     if str(source).startswith(HUB):
         from mmrep.model.hub_files import fetch_model
@@ -119,24 +120,19 @@ def load(
     return model.to(device).eval()
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ConfigError: not a readable regular file, not JSON, or larger than any config.
-    """
+def _read_config(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path}: not a regular file")
+    require(path.stat().st_size <= LARGEST_CONFIG, f"{path}: {path.stat().st_size:,} bytes, too large for a config")
     try:
-        require(path.is_file(), f"{path}: not a regular file")
-        require(path.stat().st_size <= LARGEST_CONFIG, f"{path}: {path.stat().st_size:,} bytes, too large for a config")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: not JSON ({error})") from error
+        return read_json(path)
+    except DamagedFile as error:
+        raise ConfigError(str(error)) from error
 
 
 def _load_own(folder: Path) -> DualEncoder:
     place = folder / MODEL_CONFIG
-    found = read_json(place)
-    newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
+    found = _read_config(place)
+    newer = isinstance(found.get("format"), int) and found["format"] > FORMAT
     require(not newer, f"{place}: written by a newer mmrep ({quoted(found.get('mmrep'))}); upgrade mmrep")
     content = read_value(_Saved, found, f"{place}:")
     config = config_from_dict(content["model"], f"{place}: model")
@@ -150,8 +146,7 @@ def _load_own(folder: Path) -> DualEncoder:
 
 def _load_open_clip(folder: Path, allow_pickle: bool, verify: bool) -> DualEncoder:
     place = folder / OPEN_CLIP_CONFIG
-    content = read_json(place)
-    require(isinstance(content, dict), f"{place}: expected keys and values, got {quoted(content)}")
+    content = _read_config(place)
     named, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg") or {}
     config = from_open_clip(named, str(place), folder.name, preprocess)
     weights = find_weights(folder)
@@ -159,12 +154,12 @@ def _load_open_clip(folder: Path, allow_pickle: bool, verify: bool) -> DualEncod
     model = DualEncoder(config, sigmoid="logit_bias" in state).eval()
     load_open_clip_state_dict(model, state)
     if verify:
-        proof = ProofCache([place, weights])
-        if not proof.known():
+        proof = proof_file([place, weights])
+        if not proof.is_file():
             prove_equal_to_open_clip(
                 model, named, state, preprocess, f"{folder}: not loaded, since mmrep reads it wrongly"
             )
-            proof.remember()
+            remember_proof(proof)
     return model
 
 
@@ -176,19 +171,19 @@ def find_weights(folder: Path) -> Path:
     """
     names = ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", WEIGHTS, *PICKLES]
     if (folder / MODEL_CONFIG).exists():
-        names.remove(WEIGHTS)  # with a config of its own it belongs to transformers
+        names.remove(WEIGHTS)  # next to a config.json it belongs to transformers
     found = [folder / name for name in names if (folder / name).exists()]
     require(bool(found), f"{folder}: no weights there (looked for {', '.join(names)})")
     return found[0]
 
 
 def read_weights(path: Path, allow_pickle: bool) -> StateDict:
-    """Return a state dict from a safetensors file, from the one weights file of a folder, or from a pickle if allowed.
+    """Read a state dict from a safetensors file, from a folder with one, or from a pickle if that is allowed.
 
-    Prefixes that DDP (`module.`) and torch.compile (`_orig_mod.`) put before names are taken off.
+    The prefixes of DDP (`module.`) and torch.compile (`_orig_mod.`) are taken off the names.
 
     Raises:
-        ConfigError: no such file, damaged, a pickle that was not allowed, or no state dict in it.
+        ConfigError: no such file, a damaged file, a pickle that was not allowed, or a file without a state dict.
     """
     if path.is_dir():
         path = find_weights(path)
@@ -216,5 +211,5 @@ def read_weights(path: Path, allow_pickle: bool) -> StateDict:
 
 def _bare_names(state: StateDict, path: Path) -> StateDict:
     bare = {re.sub(r"^(?:module\.)+", "", name.replace("_orig_mod.", "")): value for name, value in state.items()}
-    require(len(bare) == len(state), f"{path}: names that differ in a prefix module. or _orig_mod. only")
+    require(len(bare) == len(state), f"{path}: two names differ only in a prefix module. or _orig_mod.")
     return bare

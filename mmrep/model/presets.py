@@ -64,7 +64,7 @@ def complete(config: ModelConfig) -> ModelConfig:
 
     require(
         config.image.trunk is None,
-        f"model.name {quoted(config.name)} and model.image.trunk {quoted(config.image.trunk)} each choose a trunk: "
+        f"model.name {quoted(config.name)} and model.image.trunk {quoted(config.image.trunk)} each stand for a model: "
         "give one of them",
     )
     named = open_clip.get_model_config(config.name)

@@ -1,4 +1,4 @@
-"""Proof that a model computes what open_clip computes from the same config and weights."""
+"""The proof that a model computes what open_clip computes from the same config and weights."""
 
 import copy
 import hashlib
@@ -22,7 +22,7 @@ from mmrep.model.dual_encoder import DualEncoder
 
 LOG = logging.getLogger("mmrep")
 TOLERANCE = 1e-5
-"""Largest difference of embeddings of unit length that is taken for rounding."""
+"""Largest difference between embeddings of unit length that counts as rounding."""
 TEXTS = ["a cat", "two dogs on a lawn"]
 
 
@@ -30,17 +30,17 @@ TEXTS = ["a cat", "two dogs on a lawn"]
 def prove_equal_to_open_clip(
     model: DualEncoder, config: dict[str, Any], state: StateDict, preprocess: dict[str, Any], where: str
 ) -> None:
-    """Build the model in open_clip and compare embeddings of two images and two texts, and the pixels of a picture.
+    """Build a model in open_clip, and compare the embeddings of two images and two texts and the pixels of a picture.
 
     Args:
-        model: ours; a copy on the CPU, in fp32 and in evaluation mode, is compared where it is not so itself.
+        model: our model. A copy is compared unless it is on the CPU, in fp32 and in evaluation mode.
         config: open_clip's `model_cfg`.
         state: open_clip's weights.
         preprocess: open_clip's `preprocess_cfg`.
-        where: what an error's message begins with.
+        where: start of the error's message.
 
     Raises:
-        ConfigError: open_clip can't build it, or computes something else.
+        ConfigError: open_clip can't build the model, or computes something else.
     """
     theirs = _in_open_clip(config, state, where)
     ours = _copy_on_cpu(model)
@@ -74,7 +74,7 @@ def _in_open_clip(config: dict[str, Any], state: StateDict, where: str) -> Any:
             if name in weights:
                 weights[name] = weights[name].reshape(shape)
         if getattr(theirs, "logit_bias", None) is None:
-            weights.pop("logit_bias", None)  # it plays no part in the embeddings
+            weights.pop("logit_bias", None)  # embeddings do not depend on it
         theirs.load_state_dict(weights)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise ConfigError(f"{where}: open_clip can't build it: {' '.join(str(error).split())[:300]}") from error
@@ -82,7 +82,7 @@ def _in_open_clip(config: dict[str, Any], state: StateDict, where: str) -> Any:
 
 
 def _pixels(model: DualEncoder, preprocess: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return a wide picture as our model sees it, and as open_clip's transform makes it."""
+    """Return the pixels of a wide picture, preprocessed by our model and by open_clip's transform."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     merged = merge_preprocess_dict(PreprocessCfg(), preprocess) | {"size": model.image.size}
@@ -99,32 +99,24 @@ def _copy_on_cpu(model: DualEncoder) -> DualEncoder:
     return other.eval()
 
 
-class ProofCache:
-    """Remembers which files were proven, by their digests and the versions of what read them.
+def proof_file(files: Sequence[Path]) -> Path:
+    """Return the place in the cache that exists once a model's config and weights are proven.
 
-    Args:
-        files: the config and the weights.
+    Its name holds the digests of the files and the versions of the libraries that read them.
     """
+    state = hashlib.sha256()
+    packages = ("torch", "timm", "open_clip_torch")
+    state.update(json.dumps([__version__, *(version(package) for package in packages)]).encode())
+    for path in files:
+        with path.open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
+    return cache_root() / "proven" / state.hexdigest()
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        state = hashlib.sha256()
-        packages = ("torch", "timm", "open_clip_torch")
-        state.update(json.dumps([__version__, *(version(package) for package in packages)]).encode())
-        for path in files:
-            with path.open("rb") as file:
-                state.update(hashlib.file_digest(file, "sha256").digest())
-        self._place = cache_root() / "proven" / state.hexdigest()
 
-    def known(self) -> bool:
-        """Return whether these files were proven before."""
-        return self._place.is_file()
-
-    def remember(self) -> None:
-        """Keep that these files are proven; where the cache can't be written to, they are proven again next time."""
-        try:
-            self._place.parent.mkdir(parents=True, exist_ok=True)
-            self._place.touch()
-        except OSError as error:
-            LOG.warning(
-                "%s: %s; the proof is not remembered (MMREP_CACHE moves the cache)", self._place, error.strerror
-            )
+def remember_proof(place: Path) -> None:
+    """Create a proof's file. If the cache can't be written to, the model is proven again next time."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    except OSError as error:
+        LOG.warning("%s: %s; the proof is not remembered (MMREP_CACHE moves the cache)", place, error.strerror)

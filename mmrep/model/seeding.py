@@ -1,4 +1,7 @@
-"""Initial values from (seed, name) alone: models of one study start equal wherever they share a parameter."""
+"""Initial values that depend only on the seed and the parameter's name.
+
+Models of one study therefore start equal wherever they share a parameter.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,24 +12,23 @@ from torch import nn
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """A 63-bit seed of its own for every (seed, name)."""
+    """Return a 63-bit seed that differs for every (seed, name)."""
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """Torch's CPU generator seeded by (seed, name) within, as it was before afterwards."""
+    """Seed torch's CPU generator by (seed, name) within the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, name))
         yield
 
 
 def seed_vit(trunk: nn.Module, seed: int, name: str) -> None:
-    """timm's own ViT initialisation, drawn anew for every module by its name.
+    """Initialise a ViT as timm does, with a generator for each module, seeded by its name.
 
-    The constructor draws all parameters from one stream, so that a class token more or less would change every
-    other one.
+    timm's constructor draws all parameters from one stream, so that one more class token would change all others.
     """
     from timm.layers import trunc_normal_
     from timm.models.vision_transformer import init_weights_vit_timm

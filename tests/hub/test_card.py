@@ -83,6 +83,22 @@ def test_metadata_as_the_hub_reads_it(license: str | None) -> None:
     assert ("No licence is stated" in card.text) is (license is None)
 
 
+def test_only_numbers_go_into_the_metadata() -> None:
+    entry = {"dataset": "photos", "task": "retrieval", "n": 3, "metrics": {"a": float("nan"), "b": None, "c": 0.5}}
+    card = ModelCard(model_card("jane/x", None, [entry, {"metrics": {"d": 1.0}}]))
+    assert [(each.metric_type, each.metric_value) for each in card.data.eval_results or []] == [("c", 0.5)]
+    assert {row[3] for row in rows(card.content)[2:]} == {"`a`", "`b`", "`c`", "`d`"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [("constant", "`constant`"), ("cosine", "`cosine`"), ("cooldown", "`cooldown` (cooldown 0.3)")],
+)
+def test_the_schedule_is_told_with_the_options_that_it_reads(schedule: str, says: str) -> None:
+    recipe = {**config(), "optim": {"schedule": schedule, "cooldown": 0.3, "warmup": 0}}
+    assert ["schedule", says] in rows(model_card("jane/x", recipe, None))
+
+
 @pytest.mark.parametrize("license", ["MIT License", "mit\nlibrary_name: evil", ""])
 def test_license_is_an_identifier(license: str) -> None:
     with pytest.raises(ConfigError, match=r"license: expected an identifier such as apache-2\.0"):

@@ -11,8 +11,8 @@ import mmrep
 from mmrep.cli import main
 from mmrep.config.checks import ConfigError
 from mmrep.hub import export
+from mmrep.hub.formats import light_from
 from mmrep.model.dual_encoder import DualEncoder
-from mmrep.model.light import light_from
 
 Build = Callable[..., DualEncoder]
 TEXTS = ["a red square", "a picture of something blue"]

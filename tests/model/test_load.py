@@ -54,7 +54,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "config.json: not JSON"),
+        ("{", "config.json: cut off or damaged, not JSON"),
         ('{"format": 99, "model": {}, "mmrep": "9.9"}', "newer mmrep .*9.9.*; upgrade"),
     ],
 )

@@ -336,7 +336,7 @@ def test_openai_weights_need_quick_gelu(tiny: Build, tmp_path: Path) -> None:
     save_file({**{name: value.contiguous() for name, value in state.items()}, **sizes}, tmp_path / "w.safetensors")
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     own: dict[str, Any] = {"weights": str(tmp_path / "w.safetensors"), "image": {"args": size}, "text": TEXT}
-    with pytest.raises(ConfigError, match="OpenAI's weights, which were trained with QuickGELU"):
+    with pytest.raises(ConfigError, match="these are OpenAI's, trained with QuickGELU: choose a model.name"):
         tiny("cls", **own)
     own["image"] = {"args": {**size, "act_layer": "quick_gelu"}}
     own["text"] = {**TEXT, "args": {"quick_gelu": True}}

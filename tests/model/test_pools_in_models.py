@@ -93,7 +93,7 @@ def test_at_another_resolution_than_built_for(name: str) -> None:
 @EVERY
 def test_norm_after_pooling_where_widths_agree(name: str) -> None:
     if build_pool(name, dim=4, num_heads=2).out_dim != 4:
-        with pytest.raises(ConfigError, match=f"'after' needs a head as wide as the trunk .* '{name}' gives"):
+        with pytest.raises(ConfigError, match=f"'after' needs a head as wide as the trunk .* '{name}' has width"):
             encoder(name, norm="after")
         return
     model = encoder(name, norm="after")
