@@ -47,7 +47,7 @@ WRONG = {
     "study option": ("train --config {config} --study.seeds [0]", "studies are run by `mmrep compare`"),
     "empty output": ("train --config {config} --output_dir ''", "output_dir: expected a folder"),
     "output is a file": ("train --config {config} --output_dir {config}", "is a file, not a folder"),
-    "no pooling": ("train --config {config} --model.pool ''", "--model.pool: expected a name"),
+    "no pooling": ("train --config {config} --model.pool ''", "--model.pool: expected a value"),
     "list as pooling": ("train --config {config} --model.pool [avg]", "--model.pool: expected a name"),
     "open brace": ("train --config {config} --model.pool {{{{", "not YAML (line 1"),
     "list as config": ("train --config {list}", "list.yaml: expected keys and values at the top, got list"),
@@ -62,6 +62,7 @@ WRONG = {
     "eval of nothing": ("eval --model {root} --data {root}/none", "no such folder"),
     "push name": ("push {root} --repo-id ggem --dry-run", "expected user/name"),
     "push nothing": ("push {root}/none --repo-id a/b --dry-run", "no such folder"),
+    "report of a run": ("report {root}/a_run", "a_run: a run, not a study"),
     "report of nothing": ("report {root}/none", "results.json"),
     "sweep of nothing": ("sweep {root}/none", "not a run: it has no config.yaml"),
     "sweep of a p": ("sweep {root} --p 101", "--p: expected values from 0.01 to 100, got 101"),
@@ -119,6 +120,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     for name, content in files.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    (root / "a_run").mkdir()
+    (root / "a_run" / "metrics.jsonl").touch()
     (root / "broken.yaml").write_text("model: {pool: [avg\n")
     (root / "list.yaml").write_text("- a\n- b\n")
     (root / "empty.yaml").write_text("# nothing\n")

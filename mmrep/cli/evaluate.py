@@ -53,7 +53,7 @@ def run(options: Options, _: list[str]) -> None:
     folder = options.output_dir or _default_folder(names, options.suite, options.data)
     output = Path(options.output) if options.output else Path(folder) / "results.json"
     option = "--output" if options.output else "--output_dir"
-    check_evaluation(option, output, names, sets)
+    check_evaluation(option, output, names, sets, options.precision)
 
     from mmrep import distributed
     from mmrep.evaluation.outcome_names import file_stem, model_folder
@@ -74,6 +74,8 @@ def run(options: Options, _: list[str]) -> None:
             evalset, seconds = found[0].evalset, round(time.monotonic() - begin, 2)
             begin = time.monotonic()
             digest = {"digest": evalset.records.digest(), "n": len(evalset.records), "seconds": seconds}
+            if evalset.config is not None:
+                digest |= {"path": evalset.config.path, "split": evalset.config.split}
             datasets[evalset.name] = digest
             if distributed.rank() == 0:
                 write_outcomes(found, output.parent)

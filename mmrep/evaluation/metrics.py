@@ -1,10 +1,25 @@
 """The result of an evaluation, and the unit of each figure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
+
+_MAIN = re.compile(
+    r"(lp_|finetune_|corruption_)?acc1|(knn|occlusion)_acc1@.+|mean_average_precision"
+    r"|((reranked_)?image|text)_retrieval_recall@1|instance_(medium_|hard_)?map|(text_|image_)?acc"
+)
+
+
+def is_main(name: str) -> bool:
+    """Return whether a figure is one of the main metrics of its task.
+
+    Args:
+        name: name of the figure. The name of a set may come before it, as in `SET/METRIC`.
+    """
+    return _MAIN.fullmatch(name.rpartition("/")[2]) is not None
 
 
 class Evaluation(NamedTuple):

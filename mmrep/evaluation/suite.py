@@ -11,7 +11,7 @@ import numpy as np
 from mmrep.config.evaluation import EvaluationConfig, SetConfig
 from mmrep.evaluation.context import Context, TaskFunction
 from mmrep.evaluation.embedding.cache import EmbeddingCache
-from mmrep.evaluation.metrics import Evaluation, number
+from mmrep.evaluation.metrics import Evaluation, is_main, number
 from mmrep.evaluation.outcome_names import check_model_names, check_set_names, file_stem, model_folder
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.tasks.corruption import corruption
@@ -173,9 +173,10 @@ def write_figures(results: Sequence[Result], path: Path, about: dict[str, Any] |
 
 
 def results_table(results: Sequence[Result], width: int | None = None, most: int | None = None) -> str:
-    """Return results as a table with a column for each model: shares as percentages, ranks as they are.
+    """Return results as a table for each task of each set, with a column for each model.
 
-    A figure that would be another one if all ties were decided against the model has a row of its own.
+    Shares are percentages, ranks are as they are. A figure that would be another one if all ties were decided against
+    the model has a row of its own.
 
     Args:
         results: what `evaluate` found.
@@ -183,54 +184,52 @@ def results_table(results: Sequence[Result], width: int | None = None, most: int
             None does neither.
         most: number of rows to show, the main figures of all tasks first; None shows all.
     """
-    models = list(dict.fromkeys(result.model for result in results))
-    rows = _rows(results)
-    left_out = 0
-    if most is not None and len(rows) > most:
-        kept = sorted(sorted(rows, key=lambda key: rows[key][0])[:most], key=list(rows).index)
-        left_out, rows = len(rows) - most, {key: rows[key] for key in kept}
-    head = ["dataset", "task", "n", "metric", "chance"]
-    widest = max((len(name) for name in models), default=0)
-    fitting = len(models)
-    if width is not None:
-        own = sum(max(len(row[i]) for row in (head, *rows)) + 2 for i in range(len(head)))
-        fitting = max(1, (width - own) // (min(widest, _LEAST_NAME) + 2))
-    tables = []
-    for start in range(0, len(models), fitting):
-        part = models[start : start + fitting]
-        cells = [
-            [*head, *part],
-            *([*key, *(found.get(model, _NONE) for model in part)] for key, (_, found) in rows.items()),
-        ]
-        tables.append(align(cells if width is None else shortened(cells, width, ("dataset", *part))))
-    more = f"\n… and {left_out} more figures in results.json" if left_out else ""
-    return "\n\n".join(tables) + more
-
-
-_Key = tuple[str, str, str, str, str]
-
-
-def _rows(results: Sequence[Result]) -> dict[_Key, tuple[int, dict[str, str]]]:
-    """Return a table's rows: dataset, task, n, metric and chance → the metric's place in its task, cells by model."""
     tasks: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         tasks.setdefault((result.evalset.name, result.task), []).append(result)
-    rows: dict[_Key, tuple[int, dict[str, str]]] = {}
+    rows = [(key, *row) for key, found in tasks.items() for row in _rows(found)]
+    kept = sorted(range(len(rows)), key=lambda number: rows[number][1])[:most]
+    names = max((len(rows[number][2][0]) for number in kept), default=0)
+    parts = []
     for (dataset, task), found in tasks.items():
-        for place, metric in enumerate(dict.fromkeys(name for result in found for name in _figures(result))):
-            cells = {
-                result.model: number(metric, _figures(result)[metric]) for result in found if metric in _figures(result)
-            }
-            worst = {
-                result.model: number(metric, result.evaluation.pessimistic.get(metric, _figures(result)[metric]))
-                for result in found
-                if metric in _figures(result)
-            }
-            chance = next((result.evaluation.chance.get(metric) for result in found), None)
-            key = (dataset, task, str(len(found[0].evalset.records)))
-            rows[*key, metric, _NONE if chance is None else number(metric, chance)] = (place, cells)
-            if worst != cells:
-                rows[*key, f"{metric}, worst ties", ""] = (place + 1000, worst)
+        shown = [rows[number] for number in sorted(kept) if rows[number][0] == (dataset, task)]
+        if shown:
+            parts.append(f"{dataset}: {task}, {len(found[0].evalset.records):,} samples")
+            cells = [[row[0].ljust(names), *row[1:]] for _, _, row in shown]
+            parts += _tables(cells, list(dict.fromkeys(result.model for result in found)), width)
+    left_out = len(rows) - len(kept)
+    return "\n".join(parts) + (f"\n… and {left_out} more figures in results.json" if left_out else "")
+
+
+def _tables(rows: Sequence[Sequence[str]], models: Sequence[str], width: int | None) -> list[str]:
+    """Return rows of metric, chance and a cell for each model as tables of at most `width` columns."""
+    fitting = len(models)
+    if width is not None:
+        widest = min(max(map(len, models)), _LEAST_NAME)
+        fitting = max(1, (width - len(rows[0][0]) - 8) // (max(widest, 6) + 2))
+    tables = []
+    for start in range(0, len(models), fitting):
+        part = slice(start, start + fitting)
+        cells = [["metric", "chance", *models[part]], *([*row[:2], *row[2:][part]] for row in rows)]
+        tables.append(align(cells if width is None else shortened(cells, width, models[part])))
+    return tables
+
+
+def _rows(found: Sequence[Result]) -> list[tuple[tuple[int, int], list[str]]]:
+    """Return the rows of a task: a key to sort by importance, and metric, chance and a cell for each model."""
+    rows: list[tuple[tuple[int, int], list[str]]] = []
+    for place, metric in enumerate(dict.fromkeys(name for result in found for name in _figures(result))):
+        values = [_figures(result).get(metric) for result in found]
+        worst = [result.evaluation.pessimistic.get(metric, value) for result, value in zip(found, values, strict=True)]
+        cells, pessimistic = (
+            [_NONE if each is None else number(metric, each) for each in row] for row in (values, worst)
+        )
+        chance = found[0].evaluation.chance.get(metric)
+        rows.append(
+            ((not is_main(metric), place), [metric, _NONE if chance is None else number(metric, chance), *cells])
+        )
+        if pessimistic != cells:
+            rows.append(((2, place), [f"{metric}, worst ties", "", *pessimistic]))
     return rows
 
 

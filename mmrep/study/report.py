@@ -1,26 +1,22 @@
 """The report of a study: tables on the terminal, and report.md."""
 
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mmrep.config.checks import ConfigError, quoted, require
 from mmrep.config.schema import read_value
+from mmrep.evaluation.metrics import is_main
 from mmrep.markup import align, markdown_table
 from mmrep.study.inside import left_out, sections
 from mmrep.study.statistics import MIN_SEEDS
+from mmrep.training.output import METRICS
 
 RESULTS = "results.json"
 SCHEMA = 2
 """Version of the format of results.json. Version 1 had verdicts on every metric."""
 
-PRIMARY = re.compile(
-    r"(lp_|finetune_|corruption_)?acc1|(knn|occlusion)_acc1@.+|mean_average_precision"
-    r"|((reranked_)?image|text)_retrieval_recall@1|instance_(medium_|hard_)?map|(text_|image_)?acc"
-)
-"""Names of the main metrics of the tasks."""
 FEW_PATCHES = 64
 EXPLORATORY = "Exploratory: intervals of single differences, unadjusted, no verdicts."
 
@@ -83,7 +79,7 @@ def pools_of(results: dict[str, Any]) -> list[str]:
 def metrics_of(results: dict[str, Any], primary: bool) -> list[str]:
     """Return the names of all metrics or, if `primary`, of each set's main metrics, where it has any."""
     names = list(dict.fromkeys(name for run in results["runs"] for name in run["metrics"]))
-    main = [name for name in names if PRIMARY.fullmatch(name.rpartition("/")[2])]
+    main = [name for name in names if is_main(name)]
     served = {name.rpartition("/")[0] for name in main}
     return [name for name in names if not primary or name in main or name.rpartition("/")[0] not in served]
 
@@ -245,6 +241,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         ConfigError: the file is missing or has another format, or a field is missing or has another type.
     """
     place = folder / RESULTS
+    require(not (folder / METRICS).exists(), f"{folder}: a run, not a study; its results are in {place}")
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:

@@ -73,7 +73,9 @@ def check_output(config: TrainConfig) -> None:
     )
 
 
-def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: Sequence[SetConfig]) -> None:
+def check_evaluation(
+    option: str, place: Path, models: Mapping[str, str], sets: Sequence[SetConfig], precision: str | None = None
+) -> None:
     """Check that an evaluation contains all results that it would overwrite.
 
     Args:
@@ -81,6 +83,7 @@ def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: 
         place: JSON file of the results.
         models: sources of the models, by name.
         sets: sets to evaluate on.
+        precision: precision of all models; None means that of each model.
 
     Raises:
         ConfigError: another verb writes to the folder, or the file holds a model, set or task that is not asked for.
@@ -96,6 +99,14 @@ def check_evaluation(option: str, place: Path, models: Mapping[str, str], sets: 
         return
     sources = {name: about.get("source") for name, about in content.get("models", {}).items()}
     lost = [f"model {source}" for name, source in sources.items() if models.get(name) != source]
+    for name, about in content.get("models", {}).items():
+        if precision not in (None, about.get("precision")):
+            lost.append(f"model {name} in {about.get('precision')}")
+    splits = {each.result_name: (each.path, each.split) for each in sets}
+    for name, about in content.get("datasets", {}).items():
+        before = about.get("path"), about.get("split")
+        if name in splits and before not in ((None, None), splits[name]):
+            lost.append(f"set {name} from {before[0]}, split {before[1]}")
     tasks = {each.result_name: each.tasks for each in sets}
     for entry in content["results"]:
         name, task = entry["dataset"], entry["task"]

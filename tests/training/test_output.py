@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def test_an_evaluation_loses_no_other(
     assert "holds results of task zeroshot of set" in refused(
         command("avg", str(colour_set), "--task", "knn", *into), capsys
     )
+    assert "holds results of model avg in fp32, which" in refused(command("avg", pairs, "--precision", "bf16"), capsys)
+    shutil.copytree(colour_set / "retrieval" / "test", tmp_path / "two" / "test")
+    shutil.copytree(colour_set / "retrieval" / "test", tmp_path / "two" / "dev")
+    (tmp_path / "two" / "dataset_type.txt").write_text("retrieval\n")
+    assert main(command("avg", "two")) == 0
+    said = refused(command("avg", "two", "--split", "dev"), capsys)
+    assert "holds results of set two from two, split test, which" in said
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     assert "run: holds a run, not an evaluation" in refused(command("avg", pairs, "--output_dir", "run"), capsys)
