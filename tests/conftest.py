@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 
 # Before torch is imported, here or in a process that a test starts: tests run side by side, one on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests start many processes. Where bytecode is not written, each of them would compile torch anew, for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell without a terminal starts what runs in its background with Ctrl-C ignored, and processes inherit that: the
 # tests of Ctrl-C would wait for nothing.
@@ -21,7 +26,7 @@ from jaxtyping import config, install_import_hook
 
 install_import_hook("mmrep", "typechecking.check")
 
-import toy_head  # noqa: E402, F401  # a user's own pooling head, so that all tests over the registry run on one
+import toy_head  # noqa: F401  # a user's own pooling head, so that all tests over the registry run on one
 
 TINY_MODEL: dict[str, Any] = {
     "embed_dim": 16,

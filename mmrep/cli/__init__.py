@@ -4,11 +4,13 @@ Torch is imported inside a verb only, after its options have been checked.
 """
 
 import importlib
+import io
 import logging
 import os
 import platform
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -136,15 +138,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_overview())
         return DONE if args else WRONG_USE
     _set_up_logging()
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return _run(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # SIGTERM ends a verb as Ctrl-C does. A thread cannot set this.
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main_thread else None
     # When one process ends, torch fills the screens of all others with C++ stack traces. The reason is printed anyway.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         return _run(args)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: list[str]) -> int:

@@ -3,23 +3,37 @@
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say
 from mmrep.cli.train import check_early, invocation, with_output
+from mmrep.config.checks import require
 from mmrep.config.tree import CompareConfig
+from mmrep.training.signals import Stopped
 
 
 def run(options: CompareConfig, argv: list[str]) -> None:
     """Train and evaluate every pooling of a study, and write the report."""
     check_early(options)
-    from mmrep import distributed
-    from mmrep.study.report import terminal
-    from mmrep.study.runner import compare
-
-    results = compare(options, invocation("compare", argv))
+    again = invocation("compare", argv)
+    try:
+        from mmrep import distributed
+        from mmrep.study.report import terminal
+        from mmrep.study.runner import compare
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
+    results = compare(options, again)
     if distributed.rank() == 0:
         say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/results.json, report.md")
 
 
 def prepare(argv: list[str]) -> list[str]:
-    """Return the words with this verb's default output folder."""
+    """Return the words with this verb's default output folder.
+
+    Raises:
+        ConfigError: an option that the study sets for each run.
+    """
+    for word in argv:
+        name = word.removeprefix("--").partition("=")[0]
+        require(name != "seed", "--seed: a study trains with every seed of --study.seeds")
+        one_pool = name == "model.pool" or name.startswith("model.pool.")
+        require(not one_pool, f"--{name}: a study trains every head of --study.pools")
     return with_output(argv, "studies")
 
 

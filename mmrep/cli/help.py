@@ -40,7 +40,9 @@ def verb_help(name: str, verb: Verb, width: int | None = None) -> str:
     about = summary(kind)
     groups = dict(_groups(kind))
     required = [f.name for f in dataclasses.fields(kind) if _needed(f) and f.name != positional]
-    words = [positional.upper() if positional else "", *(f"--{name} {name.upper()}" for name in required)]
+    first = next((f for f in dataclasses.fields(kind) if f.name == positional), None)
+    words = [] if first is None else [first.name.upper() if _needed(first) else f"[{first.name.upper()}]"]
+    words += [*(f"--{name} {name.upper()}" for name in required)]
     lines = [" ".join(["usage: mmrep", name, *filter(None, words), "[--option value ...]"]), ""]
     lines += [*textwrap.wrap(about, width, break_on_hyphens=False), ""]
     every = {line.name: line for group in groups.values() for line in group}
@@ -94,7 +96,7 @@ def _default(field: Any) -> str:
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
-    if value is dataclasses.MISSING or value is None or value == [] or value == {} or value == "":
+    if value is dataclasses.MISSING or value is None or value in ([], {}, (), ""):
         return ""
     shown = (
         str(value).lower()

@@ -22,31 +22,31 @@ LONGEST = 400
 """Characters of a message about a config."""
 
 ELSEWHERE = {
-    "learning_rate": "optim.lr",
-    "wd": "optim.weight_decay",
-    "grad_clip_norm": "optim.clip_norm",
-    "batch_size": "training.global_batch (pairs of all processes)",
-    "epochs": "training.steps (steps = epochs × samples / global batch)",
-    "accum_freq": "a gradient cache, which this version does not have",
-    "img_size": "model.image.args.img_size",
-    "image_size": "model.image.args.img_size",
-    "force_image_size": "model.image.args.img_size",
-    "force_patch_dropout": "model.image.patch_dropout",
-    "precision": "training.precision",
-    "grad_checkpointing": "training.grad_checkpointing",
-    "torchcompile": "training.compile",
-    "workers": "data.workers",
-    "train_data": "data.train",
-    "dataset_resampled": "nothing: epochs are exact",
-    "val_data": "evaluation.sets, or data.validation.fraction for a held-out part",
-    "imagenet_val": "evaluation.sets",
-    "pretrained": "model.weights, or model.image.pretrained for timm's weights of the trunk",
-    "siglip": "loss.kind sigmoid",
-    "logs": "output_dir",
-    "name": "output_dir",
-    "save_frequency": "training.checkpoint_minutes or training.checkpoint_steps",
+    "learning_rate": "use optim.lr",
+    "wd": "use optim.weight_decay",
+    "grad_clip_norm": "use optim.clip_norm",
+    "batch_size": "use training.global_batch (pairs of all processes)",
+    "epochs": "use training.steps (steps = epochs × samples / global batch)",
+    "accum_freq": "this version has no gradient cache, so all pairs of a step pass at once",
+    "img_size": "use model.image.args.img_size",
+    "image_size": "use model.image.args.img_size",
+    "force_image_size": "use model.image.args.img_size",
+    "force_patch_dropout": "use model.image.patch_dropout",
+    "precision": "use training.precision",
+    "grad_checkpointing": "use training.grad_checkpointing",
+    "torchcompile": "use training.compile",
+    "workers": "use data.workers",
+    "train_data": "use data.train",
+    "dataset_resampled": "leave it out: epochs are exact",
+    "val_data": "use evaluation.sets, or data.validation.fraction for a held-out part",
+    "imagenet_val": "use evaluation.sets",
+    "pretrained": "use model.weights, or model.image.pretrained for timm's weights of the trunk",
+    "siglip": "use loss.kind sigmoid",
+    "logs": "use output_dir",
+    "name": "use output_dir",
+    "save_frequency": "use training.checkpoint_minutes or training.checkpoint_steps",
 }
-"""What open_clip's options and similar words are called here."""
+"""Advice for options of open_clip and similar words that have another name here."""
 
 
 def _same(argv: list[str]) -> list[str]:
@@ -110,7 +110,12 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], positional: str | None 
     files, options, flags = _split(kind, argv, positional)
     content: dict[Any, Any] = {}
     for file in files:
-        content = _overlaid(content, _read_config(file))
+        each = _read_config(file)
+        try:
+            check_keys(kind, each)
+        except ConfigError as error:
+            raise ConfigError(f"--config {file}: {error}") from error
+        content = _overlaid(content, each)
     load_plugins(_plugins(content, options))
     rest = _fold(content, options)
     check_keys(kind, content)
@@ -131,7 +136,7 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], positional: str | None 
 
 def config_files(argv: Sequence[str]) -> list[str]:
     """Return the YAML files that `--config` names."""
-    names = [value for name, value in pairwise(argv) if name == "--config"]
+    names = [value for name, value in pairwise(argv) if name == "--config" and not value.startswith("--")]
     return names + [option.partition("=")[2] for option in argv if option.startswith("--config=")]
 
 
@@ -181,7 +186,7 @@ def check_keys(kind: Any, content: dict[Any, Any], place: str = "", root: Any = 
     hints = typing.get_type_hints(kind)
     for key, value in content.items():
         if key not in hints:
-            raise ConfigError(_unknown(f"{place}{key}", root, list(hints)))
+            raise ConfigError(_unknown(f"{place}{key}", root))
         inner = _dataclass_in(hints[key])
         several = isinstance(value, list)
         for number, part in enumerate(value if isinstance(value, list) else [value]):
@@ -189,7 +194,8 @@ def check_keys(kind: Any, content: dict[Any, Any], place: str = "", root: Any = 
             if inner and isinstance(part, dict):
                 check_keys(inner, part, f"{own}.", root)
             elif inner and several:
-                raise ConfigError(f"{own}: expected keys and values, as in {{path: DIR}}, got {quoted(part)}")
+                first = next(iter(typing.get_type_hints(inner)))
+                raise ConfigError(f"{own}: expected keys and values, as in {{{first}: …}}, got {quoted(part)}")
 
 
 def option_names(kind: Any, place: str = "") -> Iterator[str]:
@@ -213,12 +219,17 @@ def _split(kind: Any, argv: Sequence[str], positional: str | None) -> tuple[list
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected {quoted(word)}: options begin with --, as in --config FILE")
+            raise ConfigError(
+                f"unexpected {quoted(word)}: options begin with --, and every file needs a --config of its own"
+            )
         name, equals, value = word.removeprefix("--").partition("=")
         if name == "print_config":
             flags.append(word)
             continue
         name = re.sub(r"-(?=\w)", "_", name) if "[" not in name else name
+        if dataclasses.is_dataclass(_type_at(kind, name)):
+            inner = ", ".join(f"--{name}.{each}" for each in typing.get_type_hints(_type_at(kind, name)))
+            raise ConfigError(f"--{name}: a group of options: {inner}")
         following: list[str] = []
         while not equals and words and not words[0].startswith("--") and (not following or _is_list(kind, name)):
             following.append(words.pop(0))
@@ -227,7 +238,7 @@ def _split(kind: Any, argv: Sequence[str], positional: str | None) -> tuple[list
             if _type_at(kind, name.removeprefix("no_")) is bool:
                 given, name = [str(not name.startswith("no_")).lower()], name.removeprefix("no_")
             elif _type_at(kind, name) is None and name != "config":
-                raise ConfigError(_unknown(name, kind, list(typing.get_type_hints(kind))))
+                raise ConfigError(_unknown(name, kind))
             require(bool(given), f"--{name}: expected a value")
         if name == "config":
             files += given
@@ -239,12 +250,13 @@ def _split(kind: Any, argv: Sequence[str], positional: str | None) -> tuple[list
 def _add(options: list[Option], kind: Any, name: str, given: list[str]) -> None:
     """Append an option. Words for a list become a list; given again, they extend it."""
     hinted = _type_at(kind, name)
-    whole = (len(given) == 1 and given[0].lstrip()[:1] in ("[", "")) or given == ["null"]
-    if not _is_list(kind, name) or whole:
+    require(given != [""] or hinted in (str, None), f"--{name}: expected a value, got an empty text")
+    nothing = given == ["null"] and type(None) in typing.get_args(hinted)
+    if not _is_list(kind, name) or given[0].lstrip().startswith("[") or nothing:
         options.append(Option(name, given[0]))
         return
     item = next((each for each in typing.get_args(hinted) if each is not type(None)), str)
-    if item in (int, float):
+    if item in (int, float) or name == "plugins":
         given = [part for word in given for part in word.split(",")]
     entries = [json.dumps(word) if item is str else word for word in given]
     before = next((i for i, option in enumerate(options) if option.name == name), None)
@@ -272,7 +284,8 @@ def _fold(content: dict[Any, Any], options: Sequence[Option]) -> list[str]:
     its last entry. So both are settled here.
     """
     rest: list[str] = []
-    for name, value in options:
+    # A pooling's name before its arguments, in whatever order they were typed.
+    for name, value in sorted(options, key=lambda option: option.name.startswith("model.pool.args.")):
         path = name.split(".")
         if path[:2] == ["model", "pool"]:
             model = content.setdefault("model", {})
@@ -346,6 +359,8 @@ def _put(content: dict[Any, Any], path: list[str], value: Any, option: str) -> N
                 )
             node = node[0]
         fits = isinstance(node, list) if isinstance(step, int) else isinstance(node, dict)
+        if not fits and isinstance(step, str):
+            raise ConfigError(f"{option}: {done} is {quoted(node)}, which has no {left}")
         if not fits or (isinstance(step, int) and step >= len(node)):
             entries = f"a list of {len(node)}, numbered from 0" if isinstance(node, list) else "no list in the files"
             raise ConfigError(f"{option}: {done} is {entries}")
@@ -361,9 +376,11 @@ def _place(steps: Sequence[str | int]) -> str:
 
 def _type_at(kind: Any, name: str) -> Any:
     """Return the type of a dotted option, or None where there is no such option."""
-    for part in re.sub(r"\[\d+\]", "", name).split("."):
+    for part in name.split("."):
         inner = _dataclass_in(kind)
-        kind = typing.get_type_hints(inner).get(part) if inner else None
+        kind = typing.get_type_hints(inner).get(part.partition("[")[0]) if inner else None
+        for _ in range(part.count("[")):
+            kind = next(iter(typing.get_args(kind)), None)
     return kind
 
 
@@ -382,6 +399,7 @@ def _dataclass_in(hinted: Any) -> Any:
 
 
 def _read_config(file: str) -> dict[str, Any]:
+    require(not Path(file).is_dir(), f"--config: {file} is a folder, not a file")
     require(Path(file).is_file(), f"--config: no such file: {file}")
     try:
         require(Path(file).stat().st_size <= LARGEST_TEXT, f"--config {file}: too large for a config")
@@ -401,22 +419,20 @@ def _explain(error: Exception, kind: Any) -> str:
     text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
     unknown = re.search(r"Option '([^']+)' is not accepted|unrecognized arguments: --([\w.-]+)", text)
     if unknown:
-        key = (unknown[1] or unknown[2]).partition("=")[0]
-        inner = _dataclass_in(_type_at(kind, key.rpartition(".")[0]) if "." in key else kind)
-        return _unknown(key, kind, list(typing.get_type_hints(inner or kind)))
+        return _unknown((unknown[1] or unknown[2]).partition("=")[0], kind)
     union = re.search(
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* value: (.*)", text
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* value: ?(.*)", text
     )
     if union:
         text = f"{text[: union.start()]}Expected a {union[1]}. Got value: {union[2]}"
-    wrong = re.search(r"^\W*([\w.\[\]]+)\W+Expected an? (.+)\. Got value: (.*)", text)
+    wrong = re.search(r"^\W*([\w.\[\]]+)\W+Expected an? (.+)\. Got value: ?(.*)", text)
     if wrong:
         place, kinds, value = wrong.groups()
         choices = re.findall(r"'([^']*)'", kinds)
         if choices:
             near = hint(value, choices)
             return f"{place}: unknown value {quoted(value)}{near} (valid: {', '.join(choices)})"
-        named = [kind for kind in kinds.split(", ") if kind != "NoneType"]
+        named = dict.fromkeys(kind for kind in kinds.split(", ") if kind != "NoneType")
         return f"{place}: expected {' or '.join(named)}, got {quoted(value)}"
     missing = re.search(r"following arguments are required: (.+)", text)
     if missing:
@@ -424,20 +440,21 @@ def _explain(error: Exception, kind: Any) -> str:
     return text.replace('"', "", 2) if text.startswith('"') else text
 
 
-def _unknown(key: str, kind: Any, siblings: list[str]) -> str:
+def _unknown(key: str, kind: Any) -> str:
     """Return what is said of an unknown key, with the name that the user may have meant.
 
     Args:
         key: the dotted key.
         kind: the verb's dataclass.
-        siblings: the keys that there are at this place.
     """
     names = list(option_names(kind))
     place, _, last = key.rpartition(".")
+    inner = _dataclass_in(_type_at(kind, place) if place else kind)
+    siblings = list(typing.get_type_hints(inner or kind))
     if key.partition(".")[0] == "study":
         return f"unknown key {quoted(key)}: studies are run by `mmrep compare`"
     if last in ELSEWHERE and "optim.lr" in names:
-        return f"unknown key {quoted(key)}; mmrep's name for it: {ELSEWHERE[last]}"
+        return f"unknown key {quoted(key)}; {ELSEWHERE[last]}"
     same = next((f"; did you mean {name!r}?" for name in names if name.endswith(f".{last}")), "")
     near = hint(last, siblings)
     if place and "[" not in place:

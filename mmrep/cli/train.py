@@ -10,6 +10,7 @@ from mmrep.cli.models import check_sets
 from mmrep.cli.parsing import Verb, config_files, read_configs
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.training.output import check_kind, check_output
+from mmrep.training.signals import Stopped
 
 
 def run(options: TrainConfig, argv: list[str]) -> None:
@@ -17,9 +18,12 @@ def run(options: TrainConfig, argv: list[str]) -> None:
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     config = TrainConfig(**{name: getattr(options, name) for name in fields})
     check_early(config)
-    from mmrep.training.trainer import train
-
-    train(config, invocation("train", argv, resume=True))
+    again = invocation("train", argv, resume=True)
+    try:
+        from mmrep.training.trainer import train
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
+    train(config, again)
 
 
 def prepare(argv: list[str]) -> list[str]:

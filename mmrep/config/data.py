@@ -85,7 +85,7 @@ class DataConfig:
     """Training data and augmentation.
 
     Attributes:
-        train: The sources of training pairs.
+        train: The sources of training pairs, as in [{shards: DIR, caption: txt}].
         validation: The part of them that is held out for validation.
         crop: How a training image is cropped: random_resized takes a random part and resizes it, resize takes the
             centre after resizing the short side.

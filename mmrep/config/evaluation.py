@@ -156,7 +156,7 @@ class EvaluationConfig:
     """Evaluation sets, speed, and options of tasks.
 
     Attributes:
-        sets: The sets. In training they are evaluated once, at the end.
+        sets: The sets, as in [{path: DIR}]. In training they are evaluated once, at the end.
         batch_size: Images in one forward pass.
         text_batch_size: Texts in one forward pass.
         workers: Processes that read and decode images. By default as many as in training.

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmrep.config.checks import ConfigError, hint, quoted
+from mmrep.config.checks import ConfigError, hint, quoted, require
 from mmrep.config.schema import read_value
 
 LOG = logging.getLogger("mmrep")
@@ -139,6 +139,10 @@ def load_plugins(modules: Iterable[str]) -> None:
         ConfigError: a module cannot be imported.
     """
     for name in modules:
+        require(
+            all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py"),
+            f"--plugins {name}: expected the name of a module, as in my_heads for my_heads.py",
+        )
         if not {"", str(Path.cwd())} & set(sys.path):
             sys.path.append(str(Path.cwd()))
         try:
