@@ -60,8 +60,11 @@ def test_command_of_the_readme(words: list[str], monkeypatch: pytest.MonkeyPatch
     assert words[0] == "accelerate" or "launch/slurm.sh" in words
     if words[0] == "accelerate":
         args = parsed(words)
-        assert args.training_script == "train.py"
-        assert {"--config", "--output_dir"} <= set(args.training_script_args)
+        if args.module:
+            assert (args.training_script, args.training_script_args[0]) == ("mmrep", "eval")
+        else:
+            assert args.training_script == "train.py"
+            assert {"--config", "--output_dir"} <= set(args.training_script_args)
         assert args.mixed_precision == "no"
         assert args.num_machines == 1 or args.main_process_ip
 
