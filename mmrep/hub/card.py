@@ -83,6 +83,8 @@ def model_card(
     )
     parts = [f"---\n{metadata.to_yaml()}\n---\n", f"# {name}\n", _summary(config) + "\n"]
     parts += ["## Use\n", LOAD.format(repo_id=repo_id)]
+    if plugins := _plugins(config):
+        parts.append(f"Its pooling head is not part of mmrep. Before you load the model, import {plugins}.\n")
     if open_clip:
         parts.append(LOAD_OPEN_CLIP.format(repo_id=repo_id))
     parts += ["## Recipe\n", _recipe(config, version)]
@@ -168,6 +170,12 @@ def _results(measured: Sequence[tuple[Mapping[str, Any], str, Any, Any]]) -> str
     return _table(("dataset", "task", "n", "metric", "value", "chance"), rows) + (
         "\nn: number of samples; chance: expected value of a model that guesses. `results.json` has them as JSON.\n"
     )
+
+
+def _plugins(config: Mapping[str, Any] | None) -> str:
+    """Return the modules that the run took pooling heads from, as code."""
+    names = (config or {}).get("plugins") or []
+    return " and ".join(map(markdown_code, names)) if isinstance(names, list) else ""
 
 
 def _is_finite(value: Any) -> bool:

@@ -76,7 +76,7 @@ def test_what_is_no_suite(one: EvaluationConfig, message: str) -> None:
     ("text", "message"),
     [
         ("sets: [{path: x, tsak: knn}]", "unknown key 'sets[0].tsak'; did you mean 'task'?"),
-        ("sets: [{path: x}, y]", "sets[1]: expected keys and values, as in {path: DIR}, got 'y'"),
+        ("sets: [{path: x}, y]", "sets[1]: expected keys and values, as in {path: …}, got 'y'"),
         ("instance: {reranked: true}", "unknown key 'instance.reranked'; did you mean 'instance.rerank'?"),
         ("knn: {zzz: 1}", "unknown key 'knn.zzz'; valid: k, temperature"),
         ("sts: []", "unknown key 'sts'; did you mean 'sets'?"),

@@ -158,3 +158,9 @@ def test_partial_config_gives_a_partial_recipe() -> None:
     card = model_card("jane/x", {"model": {"pool": 3}, "training": {"steps": 5}}, None)
     assert [row for row in rows(card) if row[0] == "steps"] == [["steps", "5"]]
     assert yaml.safe_load(card.split("---")[1])["tags"] == ["clip", "image-text"]
+
+
+def test_a_head_of_ones_own_is_named() -> None:
+    card = model_card("user/x", {"plugins": ["my_heads"]}, None)
+    assert "Before you load the model, import `my_heads`." in card
+    assert "Before you load" not in model_card("user/x", {"plugins": []}, None)
