@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list, gather_object, reduce
-from accelerate.utils import gather as accelerate_gather
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as all_gather_with_grad
@@ -196,10 +194,7 @@ def stop() -> None:
 
 
 def gather(local: Float[Tensor, "local width"]) -> Float[Tensor, "global width"]:
-    """Return the rows of all processes in rank order. Gradients flow back to each process's own rows.
-
-    Accelerate's `gather` passes no gradients, so this uses torch's own.
-    """
+    """Return the rows of all processes in rank order. Gradients flow back to each process's own rows."""
     if world_size() == 1:
         return local
     return torch.cat(all_gather_with_grad(local.contiguous()), dim=0)
@@ -207,17 +202,25 @@ def gather(local: Float[Tensor, "local width"]) -> Float[Tensor, "global width"]
 
 def gather_ids(local: Int64[Tensor, " local"]) -> Int64[Tensor, " global"]:
     """Return the integers of all processes in rank order."""
-    return accelerate_gather(local.contiguous()) if world_size() > 1 else local
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
 
 
 def gather_rows(local: Float[Tensor, "local width"]) -> list[Float[Tensor, "_ width"]]:
     """Return the rows of every process by rank, on the CPU and without gradients. Their numbers may differ."""
-    return gather_object([local.cpu()]) if world_size() > 1 else [local]
+    return _gather_objects(local.cpu()) if world_size() > 1 else [local]
 
 
 def from_first(rows: Float[Tensor, "rows width"] | None) -> Float[Tensor, "rows width"] | None:
     """Return the first process's matrix, or None, on every process. What the others pass is ignored."""
-    return broadcast_object_list([rows])[0] if world_size() > 1 else rows
+    if world_size() == 1:
+        return rows
+    found = [rows]
+    dist.broadcast_object_list(found, 0)
+    return found[0]
 
 
 @torch.no_grad()
@@ -238,7 +241,18 @@ def whole(tensor: Tensor) -> Tensor:
 
 def first_text(text: str) -> str:
     """Return the text of the first process that has one, or an empty one where none has."""
-    return next(filter(None, gather_object([text])), "") if world_size() > 1 else text
+    return next(filter(None, _gather_objects(text)), "") if world_size() > 1 else text
+
+
+def _gather_objects(value: Any) -> list[Any]:
+    """Return the values of all processes by rank.
+
+    This is torch's, not Accelerate's `gather_object`, which returns this process's own value alone where the processes
+    met without Accelerate.
+    """
+    found = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def exchange_device() -> torch.device:
@@ -249,12 +263,20 @@ def exchange_device() -> torch.device:
 
 def mean_over_processes(value: Tensor) -> Tensor:
     """Return the mean of a tensor over the processes."""
-    return reduce(value.clone(), "mean") if world_size() > 1 else value
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def sum_over_processes(value: int, device: torch.device) -> int:
     """Return the sum of an integer over the processes, modulo 2^64 (as a signed number)."""
-    return int(reduce(torch.tensor([value], dtype=torch.int64, device=device), "sum")) if world_size() > 1 else value
+    if world_size() == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return int(total)
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
