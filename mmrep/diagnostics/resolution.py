@@ -7,7 +7,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from mmrep.config.checks import at_least
-from mmrep.model.dual_encoder import DualEncoder, at_resolution
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.resolution import at_resolution
 
 SECONDS = 0.5
 """Default duration of a measurement of latency."""

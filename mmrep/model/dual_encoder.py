@@ -1,6 +1,5 @@
 """The dual encoder: image tower, text tower and temperature."""
 
-import copy
 import dataclasses
 import math
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mmrep.batch import Batch
-from mmrep.config.checks import ConfigError, require
+from mmrep.config.checks import require
 from mmrep.config.model import ModelConfig
 from mmrep.config.training import Precision
 from mmrep.model.image_encoder import ImageEncoder, Images
@@ -132,38 +131,3 @@ class DualEncoder(nn.Module):
         """Clamp the temperature factor to [1, largest]. CLIP clamps it to 100 after every step."""
         require(largest > 1, f"max_logit_scale: expected a value > 1, got {largest}")
         self.logit_scale.clamp_(0, math.log(largest))
-
-
-def at_resolution(model: DualEncoder, size: int | tuple[int, int]) -> DualEncoder:
-    """Return the model for images of another size, with its position embedding resampled. The text tower is shared.
-
-    Everything that reads the model's image size (`preprocess`, evaluation, saving) then sees the new one. Rotary
-    position embeddings are computed anew.
-
-    Args:
-        model: the model, which is left as it is.
-        size: rows and columns in pixels, or one number for both.
-
-    Raises:
-        ConfigError: the size is not a multiple of the patch size, or the trunk can't be resized.
-    """
-    rows, columns = (size, size) if isinstance(size, int) else size
-    encoder = model.image
-    patch = tuple(encoder.trunk.patch_embed.patch_size)
-    require(
-        rows > 0 and columns > 0 and rows % patch[0] == 0 and columns % patch[1] == 0,
-        f"images of {(rows, columns)}: expected multiples of the patch size {patch}",
-    )
-    if not hasattr(encoder.trunk, "set_input_size"):
-        raise ConfigError(
-            f"images of {(rows, columns)}: a {type(encoder.trunk).__name__} can't be resized; expected a trunk with "
-            "set_input_size, as timm's VisionTransformer and Eva have"
-        )
-    shared = (model.text, model.tokenizer)
-    other = copy.deepcopy(model, {id(part): part for part in shared})
-    other.image.trunk.set_input_size(img_size=(rows, columns))
-    other.image.size = (rows, columns)
-    other.image.grid = tuple(other.image.trunk.patch_embed.grid_size)
-    image = dataclasses.replace(model.config.image, args={**model.config.image.args, "img_size": (rows, columns)})
-    other.config = dataclasses.replace(model.config, image=image)
-    return other

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmrep.config.checks import ConfigError
-from mmrep.model.dual_encoder import DualEncoder, at_resolution
+from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import load, save_model
+from mmrep.model.resolution import at_resolution
 
 ARGS: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -12,7 +12,8 @@ from mmrep.config.checks import require
 from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.cache import EmbeddingCache, Key, image_key, require_finite, through_cache
 from mmrep.evaluation.embedding.embed import Centre, Views, centre_of, embed_images
-from mmrep.model.dual_encoder import DualEncoder, at_resolution
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.resolution import at_resolution
 
 
 def scaled_size(model: DualEncoder, scale: float) -> tuple[int, int]:

@@ -27,7 +27,8 @@ from mmrep.evaluation.embedding.cache import (
 from mmrep.evaluation.embedding.embed import Centre, centre_of
 from mmrep.evaluation.sets import open_set
 from mmrep.evaluation.sources.records import FileRecords, Records
-from mmrep.model.dual_encoder import DualEncoder, at_resolution
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.resolution import at_resolution
 
 CONFIG = EvaluationConfig(batch_size=6, text_batch_size=4, workers=0)
 TEXTS = ["a red square", "a blue square", "b", "a red square", "something rather long about a square"]

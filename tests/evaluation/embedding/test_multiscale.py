@@ -16,7 +16,8 @@ from mmrep.evaluation.context import Context
 from mmrep.evaluation.embedding.multiscale import multiscale_images, scaled_size
 from mmrep.evaluation.sets import EvalSet, open_set
 from mmrep.evaluation.sources.records import ShardRecords
-from mmrep.model.dual_encoder import DualEncoder, at_resolution
+from mmrep.model.dual_encoder import DualEncoder
+from mmrep.model.resolution import at_resolution
 
 CONFIG = EvaluationConfig(batch_size=5, workers=0)
 SCALES = (0.7071, 1.0, 1.4142)
