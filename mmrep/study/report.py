@@ -14,7 +14,7 @@ from mmrep.study.statistics import MIN_SEEDS
 from mmrep.training.output import METRICS
 
 RESULTS = "results.json"
-SCHEMA = 2
+SCHEMA = 3
 """Version of the format of results.json. Version 1 had verdicts on every metric."""
 
 FEW_PATCHES = 64
