@@ -3,15 +3,18 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmrep import __version__
+from mmrep.config.schema import read_fields
 from mmrep.config.tree import CompareConfig
-from mmrep.files import DamagedFile, read_json, read_json_lines
+from mmrep.files import DamagedFile, read_json, read_json_lines, write_errors, write_json
 from mmrep.study.plan import FAILURE, PlannedRun, plan_runs, read_tuning
-from mmrep.study.report import SCHEMA, metrics_of
+from mmrep.study.report import RESULTS as STUDY_RESULTS
+from mmrep.study.report import SCHEMA, metrics_of, write_report
 from mmrep.study.statistics import Difference, Paired, compare_pairs
 from mmrep.training.output import (
     DIAGNOSTICS,
@@ -20,7 +23,9 @@ from mmrep.training.output import (
     MAPS,
     METRICS,
     RESULTS,
+    STUDY,
     SUMMARY,
+    read_config,
     read_results,
 )
 
@@ -28,6 +33,26 @@ LOG = logging.getLogger("mmrep")
 CURVE_POINTS = 100
 HEAD = "image.pool."
 AFTER_HEAD = ("image.projection.", "image.auxiliary_projections.")
+
+
+def read_study(folder: Path) -> CompareConfig | None:
+    """Return the study that a folder holds, or None where none of its runs is there.
+
+    Raises:
+        ConfigError: study.yaml is of another version, or damaged.
+    """
+    place = folder / STUDY
+    if not place.is_file() or not (folder / "runs").is_dir():
+        return None
+    content = read_config(place) | {"output_dir": str(folder)}
+    return read_fields(CompareConfig, content, f"{place}:")
+
+
+def write_study(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """Write results.json and the report, and return the files."""
+    write_json(folder / STUDY_RESULTS, results)
+    with write_errors(folder):
+        return [folder / STUDY_RESULTS, write_report(folder, results)]
 
 
 def finished_runs(config: CompareConfig) -> list[PlannedRun]:
@@ -48,7 +73,13 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
     evidence = {
         (r.pool, r.seed): (read_json(r.folder / SUMMARY)["batches"], read_json(r.folder / INITIAL)) for r in runs
     }
-    obstacle = unpaired(evidence, config)
+    arms = config.study.arms()
+    obstacle = unpaired(
+        evidence,
+        config.model.pool_init == "preserve",
+        {arm.label for arm in arms if arm.head_seed},
+        {arm.label: json.dumps(dict(arm.at), sort_keys=True) for arm in arms},
+    )
     if obstacle:
         LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
     failed = [
@@ -180,25 +211,27 @@ def patch_tokens(config: CompareConfig) -> int | None:
     return None
 
 
-def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], config: CompareConfig) -> str:
+def unpaired(
+    evidence: Mapping[tuple[str, int], tuple[str, dict[str, str]]],
+    preserve: bool = False,
+    shifted: Collection[str] = (),
+    points: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return why runs of one seed are not paired, or an empty text.
 
-    Paired runs saw the same batches and started with equal values wherever they share a parameter. Projections are
-    left out for arms with a head seed of their own, and where heads were grafted onto a trained one, since new columns
-    then start at zero.
+    Paired runs saw the same batches and started with equal values wherever they share a parameter.
 
     Args:
         evidence: for each arm and seed, the digest of all batches and the digests of all initial parameters, each
             after the shape.
-        config: the study.
+        preserve: whether the heads were grafted onto a trained one. Projections of new columns then start at zero.
+        shifted: arms with a head seed of their own, whose projections start from other values.
+        points: the point of the axes that each arm belongs to; runs are compared at the same point.
     """
-    preserve = config.model.pool_init == "preserve"
-    shifted = {arm.label for arm in config.study.arms() if arm.head_seed}
     seen: dict[tuple[int, str], tuple[str, str]] = {}
     first: dict[tuple[int, str, str, str], tuple[str, str]] = {}
-    points = {arm.label: json.dumps(dict(arm.at), sort_keys=True) for arm in config.study.arms()}
     for (pool, seed), (batches, initial) in evidence.items():
-        at = points[pool]
+        at = points.get(pool, "")
         reference, batches_then = seen.setdefault((seed, at), (pool, batches))
         if batches != batches_then:
             return f"{pool} and {reference} of seed {seed} saw other batches ({batches}, {batches_then})"

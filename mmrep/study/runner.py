@@ -17,12 +17,11 @@ import yaml
 from mmrep import distributed
 from mmrep.config.checks import ConfigError, require
 from mmrep.config.tree import CompareConfig, changed_fields
-from mmrep.files import locked, write_errors, write_json, write_text
-from mmrep.study.collect import collect, finished_runs
+from mmrep.files import locked, write_errors, write_text
+from mmrep.study.collect import collect, finished_runs, write_study
 from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import plan_runs
 from mmrep.study.queue import work
-from mmrep.study.report import RESULTS, write_report
 from mmrep.training.build import with_precision
 from mmrep.training.output import HISTORY, RUN_CONFIG, STUDY, check_kind, read_config
 from mmrep.training.resume import plain
@@ -56,13 +55,14 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
     if config.workers != 1 and not config.join:
         require(distributed.world_size() == 1, "workers: each worker has one process; leave accelerate launch out")
         _side_by_side(config, command)
-    work(config, command, lambda run: diagnose(config, [run], draw=False), wait=not config.join)
-    with StopSignal() as stop, locked(folder, timeout=60) if first else nullcontext():
+    with StopSignal() as stop:
         try:
-            return _conclude(config, command)
+            work(config, command, lambda run: diagnose(config, [run], draw=False), wait=not config.join)
+            with locked(folder, timeout=60) if first else nullcontext():
+                return _conclude(config, command)
         except KeyboardInterrupt as interrupt:
             name = stop.name or "a signal"
-            raise Stopped(f"stopped by {name} after the last run; continue with:\n  {command}") from interrupt
+            raise Stopped(f"stopped by {name} between two runs; continue with:\n  {command}") from interrupt
 
 
 def prepare(config: CompareConfig) -> None:
@@ -191,10 +191,3 @@ def _conclude(config: CompareConfig, command: str) -> dict[str, Any]:
         write_study(folder, results)
     distributed.barrier()
     return results
-
-
-def write_study(folder: Path, results: dict[str, Any]) -> None:
-    """Write results.json and the report."""
-    write_json(folder / RESULTS, results)
-    with write_errors(folder):
-        write_report(folder, results)
