@@ -1,7 +1,6 @@
 """Running a study: training what is missing, checking that runs are paired, collecting results."""
 
 import logging
-import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from mmrep import __version__, distributed
 from mmrep.config.checks import ConfigError
 from mmrep.config.tree import CompareConfig
 from mmrep.files import locked, read_json, write_errors, write_json, write_text
+from mmrep.study.comparison import compare_arms
 from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
 from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
-from mmrep.study.statistics import Difference, Paired, compare_pairs
+from mmrep.study.statistics import Contrast, Difference
 from mmrep.training.output import INITIAL, RUN_CONFIG, SUMMARY, check_kind, read_config, read_results
 from mmrep.training.resume import plain
 from mmrep.training.signals import Stopped, StopSignal
@@ -186,19 +186,6 @@ def compare_to_baseline(
     entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
 ) -> list[Difference]:
     """Return the differences of every other head to the baseline in every metric, over the seeds that both have."""
-    by_pool: dict[str, dict[int, dict[str, float]]] = {}
-    for entry in entries:
-        by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]
-    by_items: dict[str, int] = entries[0]["items"]
-    found = []
-    for pool, seeds in by_pool.items():
-        if pool == baseline:
-            continue
-        shared = sorted(seeds.keys() & by_pool[baseline].keys())
-        for metric in seeds[shared[0]] if shared else ():
-            a = [seeds[seed][metric] for seed in shared]
-            b = [by_pool[baseline][seed][metric] for seed in shared]
-            if all(map(math.isfinite, a + b)):
-                items = by_items[metric]
-                found.append(Paired(metric, pool, baseline, a, b, 1 / items))
-    return compare_pairs(found, primary, confidence)
+    arms = dict.fromkeys(entry["pool"] for entry in entries)
+    contrasts = [Contrast(arm, baseline) for arm in arms if arm != baseline]
+    return compare_arms(entries, contrasts, baseline, primary, confidence, detect=0.01)
