@@ -12,10 +12,12 @@ from mmrep import __version__
 from mmrep.config.schema import read_fields
 from mmrep.config.tree import CompareConfig
 from mmrep.files import DamagedFile, read_json, read_json_lines, write_errors, write_json
+from mmrep.study.comparison import compare_arms
+from mmrep.study.images import RunOutcomes
 from mmrep.study.plan import FAILURE, PlannedRun, plan_runs, read_tuning
 from mmrep.study.report import RESULTS as STUDY_RESULTS
 from mmrep.study.report import SCHEMA, metrics_of, write_report
-from mmrep.study.statistics import Difference, Paired, compare_pairs
+from mmrep.study.statistics import Difference
 from mmrep.training.output import (
     DIAGNOSTICS,
     HISTORY,
@@ -108,7 +110,7 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
         "missing": planned - len(runs) - len(failed),
         "differences": []
         if obstacle or not entries
-        else [d._asdict() for d in compare_to_baseline(entries, baseline, primary, config.study.confidence)],
+        else [each._asdict() for each in _differences(config, entries, primary, runs)],
         "controls": [{"a": a, "b": b, "text": control_text(config, a)} for a, b in config.study.controls()],
         "tuning": tuning(config),
         "unequal": unequal(config, entries),
@@ -262,25 +264,13 @@ def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | No
     return asked or next(iter(metrics_of({"runs": entries}, primary=True)), None)
 
 
-def compare_to_baseline(
-    entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
+def _differences(
+    config: CompareConfig, entries: list[dict[str, Any]], primary: str | None, runs: list[PlannedRun]
 ) -> list[Difference]:
-    """Return the differences of every other head to the baseline in every metric, over the seeds that both have."""
-    by_pool: dict[str, dict[int, dict[str, float]]] = {}
-    for entry in entries:
-        by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]
-    by_items: dict[str, int] = entries[0]["items"]
-    found = []
-    for pool, seeds in by_pool.items():
-        if pool == baseline or baseline not in by_pool:
-            continue
-        shared = sorted(seeds.keys() & by_pool[baseline].keys())
-        for metric in seeds[shared[0]] if shared else ():
-            a = [seeds[seed][metric] for seed in shared]
-            b = [by_pool[baseline][seed][metric] for seed in shared]
-            if all(map(math.isfinite, a + b)):
-                found.append(Paired(metric, pool, baseline, a, b, 1 / by_items[metric]))
-    return compare_pairs(found, primary, confidence)
+    study = config.study
+    outcomes = RunOutcomes({(run.pool, run.seed): run.folder for run in runs})
+    detect = study.primary.detect / 100
+    return compare_arms(entries, study.contrasts(), study.reference, primary, study.confidence, detect, outcomes)
 
 
 def _diagnostics(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from mmrep.markup import align
 from mmrep.model.create import build_model
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.study.plan import PlannedRun, plan_runs, tuning_runs
-from mmrep.study.statistics import MIN_SEEDS, detectable, seeds_needed
+from mmrep.study.planning import detectable, seeds_needed
+from mmrep.study.statistics import MIN_SEEDS
 from mmrep.training.costs import count_parameters, image_gmacs
 
 MOST_PAIRS = 64
