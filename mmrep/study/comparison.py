@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmrep.config.study import Contrast
 from mmrep.study import statistics
 from mmrep.study.images import Outcomes, bootstrap, crossed, usable
 from mmrep.study.planning import detectable, seeds_needed
-from mmrep.study.statistics import MIN_SEEDS, Contrast, Difference
+from mmrep.study.statistics import MIN_SEEDS, Difference
 
 LOG = logging.getLogger("mmrep")
 

@@ -69,20 +69,6 @@ class NewImages(TypedDict):
     parts: Parts
 
 
-class Contrast(NamedTuple):
-    """A pre-registered comparison of two arms in the primary metric.
-
-    Attributes:
-        a: label of an arm.
-        b: label of the arm that it is compared to.
-        margin: differences up to this share count as equivalent; None asks for no equivalence.
-    """
-
-    a: str
-    b: str
-    margin: float | None = None
-
-
 class Difference(NamedTuple):
     """The difference of arm `a` to arm `b` in a metric, a − b.
 

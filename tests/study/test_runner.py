@@ -83,7 +83,7 @@ def test_a_second_call_trains_nothing_and_more_seeds_may_be_added(recipe: Recipe
     assert {d["seeds"] for d in more["differences"]} == {3}
     judged = {d["metric"] for d in more["differences"] if d["verdict"] is not None}
     assert judged == {more["primary"]} == {"colours/acc1"}
-    assert {d["verdict"] for d in more["differences"]} <= {"better", "worse", "can't tell", None}
+    assert {d["verdict"] for d in more["differences"]} <= {"better", "worse", "cannot tell", None}
     shown = terminal(more)
     assert "Exploratory: intervals of single differences, unadjusted, no verdicts." in shown
     assert shown.count("verdict") == 2  # of the primary metric's table, and in the line above
