@@ -1,5 +1,7 @@
 """`mmrep compare`."""
 
+from typing import Any
+
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say
 from mmrep.cli.train import check_early, invocation, with_output
@@ -29,6 +31,11 @@ def run(options: CompareConfig, argv: list[str]) -> None:
     results = compare(options, again)
     if distributed.rank() == 0 and not options.join:
         say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/results.json, report.md")
+    raise_failures(results)
+
+
+def raise_failures(results: dict[str, Any]) -> None:
+    """Raise RunsFailed if runs of a study failed, with the message of the first."""
     if failed := results["failed"]:
         first = failed[0]
         names = f"{len(failed)} runs" if len(failed) > 1 else "a run"

@@ -147,6 +147,32 @@ class CompareConfig(TrainConfig):
         return TrainConfig(**{each.name: getattr(self, each.name) for each in dataclasses.fields(TrainConfig)})
 
 
+@dataclass(frozen=True)
+class ScreenConfig(CompareConfig):
+    """Train every pooling of a study on one frozen trunk, side by side on the same batches, and compare them. It takes
+    a fraction of a study's time, and says which head suits a trunk that is there, not which trains the best trunk.
+
+    Attributes:
+        trunk: The model whose towers are frozen: a run, a folder of open_clip, a Hub model (hf-hub:NAME). By default
+            the baseline's head trains one first, with the recipe of the config.
+        trunk_steps: Number of steps that this first training takes. By default training.steps.
+    """
+
+    trunk: str | None = None
+    trunk_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trunk is not None and self.model.name is None and self.model.image.trunk is None:
+            # The model is that of the trunk; until it is loaded its source stands for its name.
+            image = dataclasses.replace(self.model.image, trunk=self.trunk)
+            object.__setattr__(self, "model", dataclasses.replace(self.model, image=image))
+        super().__post_init__()
+        at_least("trunk_steps", self.trunk_steps, 1)
+        require(not self.study.tune.values, "study.tune: screening tunes nothing; leave it out")
+        axes = ", ".join(self.study.axes)
+        require(not axes, f"study.axes {axes}: screening has one recipe; leave it out")
+
+
 def with_option(config: Any, name: str, value: Any, where: str) -> Any:
     """Return a config with another value of one option.
 

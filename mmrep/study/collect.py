@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrep import __version__
 from mmrep.config.schema import read_fields
-from mmrep.config.tree import CompareConfig
+from mmrep.config.tree import CompareConfig, ScreenConfig
 from mmrep.files import DamagedFile, read_json, read_json_lines, write_errors, write_json
 from mmrep.study.comparison import compare_arms
 from mmrep.study.images import RunOutcomes
@@ -47,7 +47,8 @@ def read_study(folder: Path) -> CompareConfig | None:
     if not place.is_file() or not (folder / "runs").is_dir():
         return None
     content = read_config(place) | {"output_dir": str(folder)}
-    return read_fields(CompareConfig, content, f"{place}:")
+    kind = ScreenConfig if content.pop("kind", "compare") == "screen" else CompareConfig
+    return read_fields(kind, content, f"{place}:")
 
 
 def write_study(folder: Path, results: dict[str, Any]) -> list[Path]:
@@ -55,6 +56,11 @@ def write_study(folder: Path, results: dict[str, Any]) -> list[Path]:
     write_json(folder / STUDY_RESULTS, results)
     with write_errors(folder):
         return [folder / STUDY_RESULTS, write_report(folder, results)]
+
+
+def kind_of(config: CompareConfig) -> str:
+    """Return the kind of a study: `compare`, or `screen` with one frozen trunk."""
+    return "screen" if isinstance(config, ScreenConfig) else "compare"
 
 
 def finished_runs(config: CompareConfig) -> list[PlannedRun]:
@@ -76,6 +82,7 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
         (r.pool, r.seed): (read_json(r.folder / SUMMARY)["batches"], read_json(r.folder / INITIAL)) for r in runs
     }
     arms = config.study.arms()
+    patches = read_json(runs[0].folder / SUMMARY).get("patches") if runs else None
     obstacle = unpaired(
         evidence,
         config.model.pool_init == "preserve",
@@ -95,7 +102,7 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
     results = {
         "schema": SCHEMA,
         "name": Path(config.output_dir).resolve().name,
-        "kind": "compare",
+        "kind": kind_of(config),
         "command": command,
         "baseline": baseline,
         "primary": primary,
@@ -116,7 +123,7 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
         "unequal": unequal(config, entries),
         "confidence": config.study.confidence,
         "batches": {str(seed): batches for (_, seed), (batches, _) in evidence.items()},
-        "patch_tokens": patch_tokens(config),
+        "patch_tokens": patch_tokens(config) or patches,
         "preserved": config.model.weights if config.model.pool_init == "preserve" else None,
         "mmrep": __version__,
         "curves": {f"{run.pool}-{run.seed}": curve(run.folder) for run in runs},

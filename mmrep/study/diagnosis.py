@@ -59,11 +59,20 @@ def diagnose(config: CompareConfig, runs: Sequence[PlannedRun], draw: bool = Tru
         return
     for run in runs:
         _diagnosed(run, evalset, config)
-    if draw and wanted.pictures and distributed.rank() == 0:  # this involves no collectives
-        try:
-            _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
-        except (MmrepError, RuntimeError) as error:
-            LOG.warning("no pictures of patch weights: %s", error)
+    if draw and distributed.rank() == 0:  # this involves no collectives
+        draw_patch_weights(config, runs)
+
+
+def draw_patch_weights(config: CompareConfig, runs: Sequence[PlannedRun]) -> None:
+    """Draw the patch weights of the first seed's models, if the study asks for pictures and has a set for them."""
+    wanted = config.study.diagnostics
+    evalset = diagnosable_set(config.evaluation.sets) if wanted.images and wanted.pictures else None
+    if evalset is None or not runs:
+        return
+    try:
+        _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
+    except (MmrepError, RuntimeError) as error:
+        LOG.warning("no pictures of patch weights: %s", error)
 
 
 def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:

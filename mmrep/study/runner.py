@@ -16,12 +16,13 @@ import yaml
 
 from mmrep import distributed
 from mmrep.config.checks import ConfigError, require
-from mmrep.config.tree import CompareConfig, changed_fields
+from mmrep.config.tree import CompareConfig, ScreenConfig, changed_fields
 from mmrep.files import locked, write_errors, write_text
-from mmrep.study.collect import collect, finished_runs, write_study
-from mmrep.study.diagnosis import diagnose
+from mmrep.study.collect import collect, finished_runs, kind_of, write_study
+from mmrep.study.diagnosis import diagnose, draw_patch_weights
 from mmrep.study.plan import plan_runs
 from mmrep.study.queue import work
+from mmrep.study.screen import screen
 from mmrep.training.build import with_precision
 from mmrep.training.output import HISTORY, RUN_CONFIG, STUDY, check_kind, read_config
 from mmrep.training.resume import plain
@@ -65,6 +66,33 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
             raise Stopped(f"stopped by {name} between two runs; continue with:\n  {command}") from interrupt
 
 
+def compare_on_one_trunk(config: ScreenConfig, command: str) -> dict[str, Any]:
+    """Compare the heads of a study on one frozen trunk; see `mmrep.study.screen`.
+
+    Args:
+        config: the heads, the seeds and the recipe.
+        command: the command that makes and continues it.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        Stopped: a signal ended it.
+    """
+    folder = Path(config.output_dir)
+    with StopSignal() as stop, locked(folder):
+        try:
+            prepare(config)
+            screen(config, command)
+            draw_patch_weights(config, finished_runs(config))
+            results = collect(config, command)
+            write_study(folder, results)
+            return results
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(f"stopped by {stop.name or 'a signal'}; continue with:\n  {command}") from interrupt
+
+
 def prepare(config: CompareConfig) -> None:
     """Check that the folder holds no other study, and write study.yaml. The caller holds the folder's lock.
 
@@ -76,6 +104,7 @@ def prepare(config: CompareConfig) -> None:
     recipe = plain(config.to_dict())
     for name in ("workers", "join", "dry_run"):
         del recipe[name]
+    recipe["kind"] = kind_of(config)
     before = read_config(folder / STUDY) if (folder / STUDY).is_file() else {}
     for key, (old, new) in changed_fields(before or recipe, recipe).items():
         if not key.startswith(_NOT_RECIPE):
