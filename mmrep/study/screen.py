@@ -185,8 +185,8 @@ def _train(
             head.optimizer.zero_grad()
             head.model.clamp_logit_scale(config.loss.max_logit_scale)
             if logged:
-                line = {"step": done, "loss": float(loss), "lr": learning_rate(step, total, config.optim)}
-                line |= {"logit_scale": float(head.model.logit_scale.exp()), "gradient_norm": float(norm)}
+                line = {"step": done, "loss": float(loss.detach()), "lr": learning_rate(step, total, config.optim)}
+                line |= {"logit_scale": float(head.model.logit_scale.detach().exp()), "gradient_norm": float(norm)}
                 head.records.append(line | exponent_range(head.model.image.pool))
         if logged:
             heads = _sound(heads, done)
