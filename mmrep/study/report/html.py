@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mmrep.markup import one_line
+from mmrep.markup import one_line, printable
 from mmrep.study.report.charts import draw
 from mmrep.study.report.figures import Figure
 from mmrep.study.report.forest import strip
@@ -53,11 +53,11 @@ def html_text(report: Report, sheets: dict[str, str] | None = None) -> str:
 def _environment() -> Environment:
     loader = PackageLoader("mmrep.study.report", "page")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters["line"] = one_line
+    page.filters |= {"line": one_line, "printable": printable}
     return page
 
 
-def _kind(block: Block) -> str:
+def _kind(block: Block | Figure) -> str:
     return type(block).__name__.lower()
 
 

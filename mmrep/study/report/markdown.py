@@ -3,7 +3,8 @@
 import re
 
 from mmrep.markup import markdown_cell, markdown_table, one_line
-from mmrep.study.report.model import Block, Bullets, Code, Gallery, Report, Sheet, Table, shown
+from mmrep.study.report.figures import Forest
+from mmrep.study.report.model import Block, Bullets, Code, Gallery, Panels, Report, Sheet, Table, shown
 
 
 def markdown_text(report: Report) -> str:
@@ -32,6 +33,13 @@ def _block(block: Block) -> list[str]:
         return [*_heading(block.title), _line(block.caption), *([f"![{_line(block.title)}]({file})"] if file else [])]
     if isinstance(block, Gallery):
         return [*_heading(block.title), "The pictures are in report.html.", _bullets(_scenes(block))]
+    if isinstance(block, Panels):
+        found = [each for each in block.figures if not isinstance(each, Forest)]
+        return (
+            [*_heading(block.title), _bullets([f"{each.title} (figure): {each.summary}" for each in found])]
+            if found
+            else []
+        )
     return []
 
 
