@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -249,7 +250,20 @@ def test_ticks_are_round_and_inside() -> None:
 def test_labels_and_dots_do_not_overlap() -> None:
     found = sorted(spaced([50, 50, 51, 90, 10], 13, 0, 200))
     assert all(b - a >= 13 for a, b in pairwise(found))
+    assert spaced([50, 52], 10, 0, 200) == [46, 56], "labels lie around what they name"
+    assert spaced([3, 4, 200], 10, 0, 200) == [0, 10, 200]
     assert swarm([1, 1, 1], 5, 3) == [0, 1, -1] and swarm([1, 20, 40], 5, 3) == [0, 0, 0]
+
+
+def test_runs_without_numbers_cost_no_report(tmp_path: Path) -> None:
+    results = study_results(seeds=3)
+    results["curves"]["gem-1"][3]["loss"] = math.nan
+    results["runs"][0]["metrics"]["tiny_imagenet/acc5"] = math.nan
+    results["diagnostics"]["runs"]["gem-0"]["variance"]["spatial_share"][2] = math.nan
+    page = write_report(tmp_path, results).read_text()
+    assert not re.search(r'="[^"]*\bnan\b', page) and "better" in page
+    results["runs"][0]["metrics"][results["primary"]] = math.nan
+    assert "no verdicts" in write_report(tmp_path, results).read_text()
 
 
 def test_the_schema_is_checked(tmp_path: Path) -> None:

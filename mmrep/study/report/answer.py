@@ -64,6 +64,8 @@ def answers(facts: Facts) -> list[Answer]:
         return [Answer("The runs are ", "not paired", f", so no differences are taken: {reason}.")]
     if facts.contrasts:
         return [sentence(each, results["interim"]) for each in facts.contrasts]
+    if facts.primary is None and results["primary"] is not None:
+        return [Answer(f"Some runs have no number for {results['primary']}: ", "no verdicts", ".")]
     if facts.primary is None:
         return [Answer("No primary metric was chosen, so every difference is exploratory: ", "no verdicts", ".")]
     if len(facts.arms) == 1:
@@ -192,7 +194,7 @@ def _forest_caption(facts: Facts) -> str:
         size = f"±{100 * min(margins):g} points" if len(margins) == 1 else "of each contrast"
         parts.append(f"The shaded band is the margin ({size}): differences inside it do not matter.")
     items = facts.results["runs"][0]["items"].get(facts.primary or "", 0)
-    return " ".join([*parts, f"n = {items:,} test items."])
+    return " ".join([*parts, f"{items:,} test items."])
 
 
 def section(facts: Facts) -> Section:

@@ -41,8 +41,9 @@ def build(results: Results) -> Report:
 
 def _short(facts: Facts, sections: list[Section]) -> list[Block]:
     """Return what a terminal shows: the main metrics of every set, the short tables, and the remarks."""
+    results = facts.results
     found = [block for section in sections for block in section.blocks if isinstance(block, Table) and block.short]
-    other = arms.short_others(facts, metrics_of(facts.results, primary=True))
+    other = arms.short_others(facts, [name for name in metrics_of(results, primary=True) if name in facts.metrics])
     ordered = [*found[:1], *([other] if other else []), *found[1:]] if facts.main_metric else found
     demonstration = [line for line in running.limit_lines(facts) if line.startswith("A demonstration")]
     return [*ordered, Bullets([*arms.remarks(facts), *demonstration])]

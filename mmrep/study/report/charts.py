@@ -1,5 +1,8 @@
 """Line charts, scatter plots and dot plots, and the choice of the chart for a figure."""
 
+import math
+from dataclasses import replace
+
 from mmrep.study.report.figures import Axis, Dots, Figure, Forest, Line, Lines, Scatter, Slopes
 from mmrep.study.report.forest import forest, narrow_forest, slopes
 from mmrep.study.report.model import Look
@@ -38,6 +41,13 @@ def draw(key: str, figure: Figure, looks: dict[str, Look], wide: bool = False) -
     return dots(key, figure, looks)
 
 
+def _finite(line: Line) -> Line:
+    """Return a line without the points that are not finite, as those of a run that diverged."""
+    points = [point for point in line.points if all(map(math.isfinite, point))]
+    thin = [[point for point in each if all(map(math.isfinite, point))] for each in line.thin]
+    return replace(line, points=points, thin=thin, band=[each for each in line.band if all(map(math.isfinite, each))])
+
+
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return at most about 60 points, the last one included."""
     step = max(1, -(-len(points) // _THIN))
@@ -64,6 +74,9 @@ def _line(line: Line, look: Look, x: Scale, y: Scale, faint: bool, marks: bool, 
 
 def lines(key: str, figure: Lines, looks: dict[str, Look]) -> str:
     """Return a line chart whose lines are labelled at their right ends."""
+    figure = replace(figure, lines=[line for line in map(_finite, figure.lines) if line.points])
+    if not figure.lines:
+        return ""
     shown = [line for line in figure.lines if line.label]
     room = min(140.0, max((CHAR * len(line.label) for line in shown), default=0) + 34) if shown else 12
     width, height, left = 400.0, max(240.0, 14.0 * len(shown) + 70), 46.0

@@ -57,7 +57,7 @@ def _panels(facts: Facts) -> list[Panels]:
         ]
         best = ", ".join(arm for arm, on in zip(facts.arms, front, strict=True) if on)
         figures.append(
-            Scatter(f"against {name}", f"{y.title} against {name}. On the Pareto front: {best}.", x, y, points)
+            Scatter(f"Against {name}", f"{y.title} against {name}. On the Pareto front: {best}.", x, y, points)
         )
     spread = ", whiskers: ± one SD over seeds" if len(facts.seeds) > 1 else ""
     caption = (

@@ -1,5 +1,6 @@
 """What the sections of the report share: results by arm, looks of the arms, the registered contrasts."""
 
+import math
 import statistics
 from functools import cached_property
 
@@ -23,7 +24,6 @@ class Facts:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.baseline = results["baseline"]
-        self.primary = results["primary"]
         self.arms = sorted(pools_of(results), key=lambda pool: pool != self.baseline)
         self.seeds = sorted({run["seed"] for run in results["runs"]})
         self._runs: dict[str, list[Run]] = {arm: [] for arm in self.arms}
@@ -32,6 +32,13 @@ class Facts:
         for runs in self._runs.values():
             runs.sort(key=lambda run: run["seed"])
         self._differences = {(d["metric"], d["a"], d["b"]): d for d in results["differences"]}
+
+    @cached_property
+    def primary(self) -> str | None:
+        """The primary metric, or None where there is none or a run has no number for it."""
+        name = self.results["primary"]
+        every = [run["metrics"][name] for run in self.results["runs"]] if name is not None else [math.nan]
+        return name if all(map(math.isfinite, every)) else None
 
     @cached_property
     def looks(self) -> dict[str, Look]:
@@ -85,15 +92,19 @@ class Facts:
         found = [self.difference(self.primary, *pair) for pair in pairs]
         return [each for each in found if each is not None and not each["exploratory"]]
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
-        """All metrics, the primary one first."""
-        return sorted(metrics_of(self.results, primary=False), key=lambda name: name != self.primary)
+        """All metrics whose values are numbers in every run, the primary one first."""
+        names = metrics_of(self.results, primary=False)
+        runs = self.results["runs"]
+        found = [name for name in names if all(math.isfinite(run["metrics"][name]) for run in runs)]
+        return sorted(found, key=lambda name: name != self.primary)
 
     @property
     def main_metric(self) -> str | None:
         """The primary metric or, where there is none, the first of the main ones."""
-        return self.primary or next(iter(metrics_of(self.results, primary=True)), None)
+        main = metrics_of(self.results, primary=True)
+        return self.primary or next((name for name in main if name in self.metrics), None)
 
     def chosen(self, limit: int) -> list[str]:
         """Return at most so many arms for a figure: the baseline, arms of contrasts, then the best ones."""

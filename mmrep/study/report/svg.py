@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import NamedTuple
 
 from markupsafe import escape
@@ -141,15 +142,21 @@ def y_axis(scale: Scale, axis: Axis, left: float, right: float, count: int = 5) 
 
 
 def spaced(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return places for labels near the wanted ones, at least `gap` apart, between `low` and `high` if possible."""
+    """Return places for labels near the wanted ones, at least `gap` apart, between `low` and `high` if possible.
+
+    Labels that would touch form a block around the mean of their wanted places (isotonic regression).
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[list[float]] = []
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - gap * rank])
+        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    starts = [fmean(block) for block in blocks for _ in block]
+    most = high - gap * (len(places) - 1)
     found = list(places)
-    last = low - gap
-    for i in order:
-        found[i] = last = max(found[i], last + gap)
-    last = high + gap
-    for i in reversed(order):
-        found[i] = last = min(found[i], last - gap)
+    for rank, (i, start) in enumerate(zip(order, starts, strict=True)):
+        found[i] = max(low, min(start, max(low, most))) + gap * rank
     return found
 
 

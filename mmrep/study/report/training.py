@@ -3,13 +3,14 @@
 import statistics
 from collections.abc import Callable
 
+from mmrep.evaluation.metrics import is_main
 from mmrep.study.report.facts import Facts
 from mmrep.study.report.figures import Axis, Figure, Line, Lines
 from mmrep.study.report.model import Panels, Section
 from mmrep.study.results import CurvePoint
 
 Curve = list[tuple[float, float]]
-DRAWN, _GROUPS = 12, 8
+DRAWN, _GROUPS, _VALIDATED = 12, 8, 3
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
@@ -57,13 +58,19 @@ def _loss(facts: Facts) -> list[Figure]:
     return [whole, Lines(title, f"{title}; at the end: {ends}.", Axis("step"), Axis("difference of losses"), gaps)]
 
 
+def validated(record: CurvePoint) -> dict[str, float]:
+    """Return the validation metrics of a record, in an entry of their own or next to the loss."""
+    aside = {key: value for key, value in record.items() if "/" in key and isinstance(value, int | float)}
+    return {**record.get("evaluation", {}), **aside}
+
+
 def _validation(facts: Facts) -> list[Figure]:
     records = (record for curve in facts.results["curves"].values() for record in curve)
-    names = dict.fromkeys(name for record in records for name in record.get("evaluation", {}))
-    shares = [name for name in names if not name.endswith("_rank")][:3]
+    names = dict.fromkeys(name for record in records for name in validated(record))
+    shares = [name for name in names if is_main(name)][:_VALIDATED]
     figures: list[Figure] = []
     for name in shares:
-        lines = _lines(facts, lambda record, name=name: record.get("evaluation", {}).get(name))  # type: ignore[misc]
+        lines = _lines(facts, lambda record, name=name: validated(record).get(name))  # type: ignore[misc]
         if any(len(line.points) > 1 for line in lines):
             ends = ", ".join(f"{line.arm} {100 * line.points[-1][1]:.2f}%" for line in lines)
             y = Axis(name.rpartition("/")[2], "%", share=True)
