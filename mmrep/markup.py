@@ -86,7 +86,11 @@ def _cut(cell: str, width: int) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or cell in "–" or cell.lstrip("+-").replace(".", "", 1).replace("±", "").replace(" ", "").isdigit()
+    return (
+        not cell
+        or cell in "–"
+        or cell.lstrip("+-−<").replace(",", "").replace(".", "", 1).replace("±", "").replace(" ", "").isdigit()
+    )
 
 
 def markdown_table(rows: Sequence[Sequence[str]], code: Sequence[int] = ()) -> str:

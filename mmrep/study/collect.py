@@ -15,8 +15,9 @@ from mmrep.files import DamagedFile, read_json, read_json_lines, write_errors, w
 from mmrep.study.comparison import compare_arms
 from mmrep.study.images import RunOutcomes
 from mmrep.study.plan import FAILURE, PlannedRun, plan_runs, read_tuning
-from mmrep.study.report import RESULTS as STUDY_RESULTS
-from mmrep.study.report import SCHEMA, metrics_of, write_report
+from mmrep.study.report import write_report
+from mmrep.study.results import RESULTS as STUDY_RESULTS
+from mmrep.study.results import SCHEMA, metrics_of
 from mmrep.study.statistics import Difference
 from mmrep.training.output import (
     DIAGNOSTICS,

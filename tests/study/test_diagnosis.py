@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import colour_samples, write_tar
 from PIL import Image
+from synthetic import study_results
 
 from mmrep.config.evaluation import SetConfig
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
@@ -21,9 +22,10 @@ from mmrep.evaluation.sources.records import ShardRecords
 from mmrep.study import diagnosis
 from mmrep.study.collect import collect
 from mmrep.study.diagnosis import DIAGNOSTICS, MAPS, diagnosable_set, diagnose
-from mmrep.study.inside import left_out, sections
 from mmrep.study.plan import plan_runs
-from mmrep.study.report import terminal
+from mmrep.study.report import markdown, terminal
+from mmrep.study.report.facts import Facts
+from mmrep.study.report.inside import left_out, tables
 from mmrep.study.runner import compare
 
 Recipe = Callable[..., TrainConfig]
@@ -67,12 +69,12 @@ def test_everything_is_measured_kept_and_shown(recipe: Recipe, tmp_path: Path) -
     assert len(found["ggem-0"]["exponents"]["final"]) == 2
     assert found["avg-0"]["exponents"]["final"] == []
     report = (folder / "report.md").read_text()
-    for section in sections(results):
-        assert f"## {section.title}\n" in report
-        assert (section.title in terminal(results)) == section.short
-        assert {len(row) for row in section.rows} == {len(section.rows[0])}
-        assert not any("|" in cell for row in section.rows for cell in row), "a bar would end the table's cell"
-    assert len(sections(results)) == 5
+    made = tables(Facts(results))
+    for table in made:
+        assert f"### {table.title}\n" in report
+        assert (table.title in terminal(results)) == table.short
+        assert all(row.keys() == {column.key for column in table.columns} for row in table.rows)
+    assert len(made) == 5
     assert f"({MAPS})" in report
     with Image.open(folder / MAPS) as sheet:
         assert sheet.size[0] > 300
@@ -94,8 +96,9 @@ def test_what_can_not_be_measured_is_said(recipe: Recipe) -> None:
     report = (Path(study(recipe).output_dir) / "report.md").read_text()
     assert f"Not measured: {masks}." in report
     assert MAPS not in report
-    assert [section.title for section in sections(results)][-1] == "Over resolution and latency"
-    assert sections(results)[-1].rows[0] == ["pool", "16 px"]
+    last = tables(Facts(results))[-1]
+    assert last.title == "Over resolution and latency"
+    assert [column.key for column in last.columns] == ["pool", "16 px", "16 ms"]
 
 
 def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
@@ -158,7 +161,7 @@ def test_none_are_taken_if_none_are_wanted(recipe: Recipe) -> None:
     config = study(recipe, images=0)
     results = compare(config, "")
     assert "diagnostics" not in results
-    assert sections(results) == left_out(results) == []
+    assert tables(Facts(results)) == left_out(results) == []
     assert not list(Path(config.output_dir).rglob(DIAGNOSTICS))
 
 
@@ -210,18 +213,20 @@ def test_numbers_stand_in_the_columns_that_name_them() -> None:
     run = {
         "images": 4, "accuracy_images": 4, "variance": None, "resolution": [], "left_out": {},
         "patch_weights": {"effective_share": 0.25, "sum": 1.0},
-        "dead_units": {"overall_off_share": 0.5, "overall_dead_share": 0.125},
+        "dead_units": {
+            "off_share": [0.5], "dead": [1], "units": [8], "overall_off_share": 0.5, "overall_dead_share": 0.125
+        },
         "dependence": {"between": 0.1, "within": 0.2, "hsic_rbf": 0.3, "floor": 0.01},
         "removal": {"whole": 0.9, "salient": 0.1, "control": 0.8, "overlap": 0.05},
         "exponents": {"steps": [], "min": [], "median": [], "max": []},
     }  # fmt: skip
-    results = {
-        "runs": [{"pool": "avg", "seed": 0}],
-        "diagnostics": {"dataset": "x", "metric": "acc1", "runs": {"avg-0": run}},
-    }
-    overview, removal = sections(results)
-    assert dict(zip(*overview.rows, strict=True)) == {
-        "pool": "avg", "patches that count %": "25.0", "MLP units off %": "50.0", "dead %": "12.5",
-        "r between": "0.100", "r within": "0.200", "HSIC": "0.300",
-    }  # fmt: skip
-    assert removal.rows[1] == ["avg", "90.0", "10.0", "80.0", "5.0"]
+    results = study_results(heads=("avg",), seeds=1)
+    results["diagnostics"] = {"dataset": "x", "metric": "acc1", "runs": {"avg-0": run}}
+    overview, removal = tables(Facts(results))
+    assert overview.rows == [
+        {"pool": "avg", "effective": 0.25, "off": 0.5, "dead": 0.125, "between": 0.1, "within": 0.2, "hsic": 0.3}
+    ]
+    assert removal.rows == [{"pool": "avg", "whole": 0.9, "salient": 0.1, "control": 0.8, "overlap": 0.05}]
+    shown = markdown(results)
+    assert "| avg | 25.0 | 50.0 | 12.5 | 0.100 | 0.200 | 0.300 |" in shown
+    assert "| avg | 90.0 | 10.0 | 80.0 | 5.0 |" in shown
