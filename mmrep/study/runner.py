@@ -15,7 +15,7 @@ from mmrep.study.comparison import compare_arms
 from mmrep.study.diagnosis import diagnose
 from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
 from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
-from mmrep.study.statistics import Contrast, Difference
+from mmrep.study.statistics import CANNOT_TELL, Contrast, Difference
 from mmrep.training.output import INITIAL, RUN_CONFIG, SUMMARY, check_kind, read_config, read_results
 from mmrep.training.resume import plain
 from mmrep.training.signals import Stopped, StopSignal
@@ -188,4 +188,6 @@ def compare_to_baseline(
     """Return the differences of every other head to the baseline in every metric, over the seeds that both have."""
     arms = dict.fromkeys(entry["pool"] for entry in entries)
     contrasts = [Contrast(arm, baseline) for arm in arms if arm != baseline]
-    return compare_arms(entries, contrasts, baseline, primary, confidence, detect=0.01)
+    found = compare_arms(entries, contrasts, baseline, primary, confidence, detect=0.01)
+    # Results of schema 2 spell this verdict differently.
+    return [d._replace(verdict="can't tell") if d.verdict == CANNOT_TELL else d for d in found]
