@@ -26,10 +26,8 @@ def run(options: Options, _: list[str]) -> None:
 
     folder = Path(options.study)
     config = read_study(folder)
-    if config is None:
-        results = read_results(folder)
-    else:
-        results = collect(config, f"mmrep compare --config {folder}/{STUDY} --output_dir {folder}")
+    command = f"mmrep compare --config {folder}/{STUDY} --output_dir {folder}"
+    results = dict(read_results(folder)) if config is None else collect(config, command)
     written = write_study(folder, results)
     say(terminal(results) + f"\n\nwritten: {', '.join(map(str, written))}")
 

@@ -198,9 +198,10 @@ def unequal(config: CompareConfig, entries: list[dict[str, Any]]) -> list[str]:
         by_pool = {entry["pool"]: entry["cost"][name] for entry in entries}
         if by_pool and min(by_pool.values()) > 0:
             least, most = min(by_pool, key=by_pool.__getitem__), max(by_pool, key=by_pool.__getitem__)
-            share = by_pool[most] / by_pool[least] - 1
-            if share > 0:
-                found.append(f"{most} has {100 * share:.2g}% more {title} than {least}.")
+            share = f"{100 * (by_pool[most] / by_pool[least] - 1):.1f}%"
+            if by_pool[most] > by_pool[least]:
+                more = "less than 0.1%" if share == "0.0%" else share
+                found.append(f"{most} has {more} more {title} than {least}.")
     tuned = tuning(config)
     for key in tuned["fields"] if tuned else []:
         values = {pool: each[key] for pool, each in tuned["chosen"].items()} if tuned else {}

@@ -6,11 +6,12 @@ of simulated studies whose images were drawn anew. `crossed` is about new seeds 
 same checkpoints and new images.
 """
 
+import io
 import logging
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,7 @@ class RunOutcomes:
             return None
         try:
             return read_outcomes(path, name)
-        except (OSError, EOFError, KeyError, IndexError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             self._damaged.add(path)
             LOG.warning("%s: %s; no uncertainty over images is estimated with it", path, error)
             return None
@@ -90,12 +91,16 @@ def read_outcomes(path: Path, name: str) -> Outcomes:
         name: a metric of it that is a mean over images, without the set's name.
 
     Raises:
-        OSError, EOFError, KeyError, IndexError, ValueError, zipfile.BadZipFile, zlib.error: the file is missing or
-            damaged, or holds no outcomes of this metric.
+        OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error: the file is missing
+            or damaged, or holds no outcomes of this metric.
     """
-    with np.load(path) as file:
-        keys = file["keys"]
-        values = _outcomes(file, name, len(keys))
+    with zipfile.ZipFile(path) as archive:
+
+        def array(member: str) -> NDArray:
+            return np.load(io.BytesIO(archive.read(f"{member}.npy")))  # np.load(path) parses before it checks the CRC
+
+        keys = array("keys")
+        values = _outcomes(array, name, len(keys))
     if values.shape != keys.shape or not len(keys):
         raise ValueError(f"expected an outcome for each of {len(keys)} keys, found {values.shape}")
     order = np.argsort(keys, kind="stable")
@@ -103,18 +108,18 @@ def read_outcomes(path: Path, name: str) -> Outcomes:
     return Outcomes(digest, values[order])
 
 
-def _outcomes(file: Mapping[str, NDArray], name: str, images: int) -> NDArray[np.float64]:
+def _outcomes(array: Callable[[str], NDArray], name: str, images: int) -> NDArray[np.float64]:
     """Return what each image contributes to a metric."""
     kind, _, k = name.partition("@")
     if kind.endswith(("acc1", "acc5")):
-        found = file[f"predicted@{k}"] == file["label"] if k else file["position"] <= int(kind[-1])
+        found = array(f"predicted@{k}") == array("label") if k else array("position") <= int(kind[-1])
         return found.astype(np.float64)
     if kind == "reranked_image_retrieval_recall":
-        return _by_image(file["reranked_image_position"] <= int(k), file["image_of_text"], images)
+        return _by_image(array("reranked_image_position") <= int(k), array("image_of_text"), images)
     from mmrep.evaluation.scoring.ranking import RECALL_AT  # imports torch
 
-    hits = file[f"{kind.partition('_')[0]}_hits"][:, RECALL_AT.index(int(k))]
-    return hits.astype(np.float64) if kind.startswith("text") else _by_image(hits, file["image_of_text"], images)
+    hits = array(f"{kind.partition('_')[0]}_hits")[:, RECALL_AT.index(int(k))]
+    return hits.astype(np.float64) if kind.startswith("text") else _by_image(hits, array("image_of_text"), images)
 
 
 def _by_image(hits: NDArray, image_of_text: NDArray, images: int) -> NDArray[np.float64]:
@@ -140,7 +145,8 @@ def crossed(a: NDArray, b: NDArray, confidence: float) -> NewImages:
 
     A component that comes out negative counts as zero, so that the standard error is never less than that over seeds
     alone or over images alone. Nor is the interval narrower or p smaller than theirs: few seeds have so few degrees of
-    freedom that they could be, and a claim about more would then be easier than one about less.
+    freedom that they could be, and a claim about more would then be easier than one about less. In simulations the
+    level holds, but for five seeds that vary three times as much as images: 5.6% false claims instead of 5%.
 
     Args:
         a: outcomes of an arm, seeds × images.
@@ -187,7 +193,7 @@ def bootstrap(a: NDArray, b: NDArray, confidence: float, seed: int = 0) -> Inter
         confidence: level of the interval.
         seed: seed of the draws.
     """
-    sums = np.subtract(a, b, dtype=np.float64).sum(0)
+    sums = np.subtract(a, b, dtype=np.float64).sum(0).round(9)
     values, counts = np.unique(sums, return_counts=True)
     images, random = len(sums), np.random.default_rng(seed)
     chunk = max(1, _CELLS // len(values))

@@ -65,14 +65,16 @@ def test_equal_heads_are_told_apart_in_at_most_one_of_twenty_studies(null: str, 
 
 
 def wrong_claims(
-    shifts: list[float], seeds: int, ratio: float, kind: str, confidence: float = 0.95, margin: float | None = None
-) -> dict[str, NDArray]:
-    """Whether the claims of each of TRIALS studies are wrong: intervals, verdicts, equivalence alone.
+    shifts: list[float], seeds: int, ratio: float, kind: str, confidence: float = 0.95, margin: float | None = None,
+    trials: int = TRIALS,
+) -> dict[str, NDArray]:  # fmt: skip
+    """Whether the claims of each simulated study are wrong: intervals, verdicts, equivalence alone. And intervals
+    that lie within the margin.
 
     Interval, verdict and adjusted p-value of every contrast of every study have to agree.
     """
     random = np.random.default_rng([seeds, round(ratio), len(shifts), kind == "t3"])
-    runs = accuracies(random, TRIALS, shifts, seeds, ratio, kind)
+    runs = accuracies(random, trials, shifts, seeds, ratio, kind)
     truth, family = np.array(shifts), len(shifts)
     found = paired_t(runs[:, 1:] - runs[:, :1], 1 / ITEMS, confidence, family)
     low, high = found.mean - found.reach, found.mean + found.reach
@@ -86,7 +88,7 @@ def wrong_claims(
     equivalent = (verdicts == "equivalent") & (np.abs(truth) >= (margin or 0) - 1e-12)
     wrong = ((verdicts == "better") & (truth <= 0)) | ((verdicts == "worse") & (truth >= 0)) | equivalent
     missed = (low > truth) | (high < truth)
-    return {"missed": missed.any(1), "wrong": wrong.any(1), "equivalent": equivalent.any(1)}
+    return {"missed": missed.any(1), "wrong": wrong.any(1), "equivalent": equivalent.any(1), "inside": inside.any(1)}
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
@@ -101,9 +103,9 @@ def test_one_contrast_has_its_level_exactly(seeds: int, ratio: int) -> None:
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("ratio", [1, 3])
 def test_heavy_tails_only_make_it_cautious(seeds: int, ratio: int) -> None:
-    """Errors that are t distributed with 3 degrees of freedom: fewer than 5% false claims, down to 4%."""
-    found = wrong_claims([0.0], seeds, ratio, "t3")
-    assert found["missed"].sum() <= most(TRIALS, 0.05, 8)
+    """Errors that are t distributed with 3 degrees of freedom: 4.5 to 4.7% false claims."""
+    missed = wrong_claims([0.0], seeds, ratio, "t3")["missed"].sum()
+    assert 0.04 * TRIALS <= missed <= most(TRIALS, 0.05, 8)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
@@ -119,10 +121,12 @@ def test_all_claims_of_a_family_are_right_at_once(seeds: int, ratio: int, kind: 
 @pytest.mark.parametrize("seeds", SEEDS)
 @pytest.mark.parametrize("ratio", [0, 1])
 def test_heads_at_the_margin_are_seldom_called_equivalent(seeds: int, ratio: int) -> None:
-    """The interval has to end before the margin, which it does in 2.5% of studies at most."""
-    for shift in (0.1, -0.1):
-        wrong = wrong_claims([shift], seeds, ratio, "normal", margin=0.1)["equivalent"].sum()
-        assert wrong <= most(TRIALS, 0.025, 16)
+    """The interval has to end before the margin: it does so in 2.5% of studies, and may then still exclude zero."""
+    for shift in (0.3, -0.3):
+        found = wrong_claims([shift], seeds, ratio, "normal", margin=0.3)
+        assert least(TRIALS, 0.025, 16) <= found["inside"].sum() <= most(TRIALS, 0.025, 16)
+        assert found["equivalent"].sum() <= found["inside"].sum()
+    assert 0 < wrong_claims([0.03], seeds, ratio, "normal", margin=0.03)["equivalent"].sum() <= most(TRIALS, 0.025, 16)
 
 
 @pytest.mark.long
@@ -134,8 +138,8 @@ def test_every_level_family_and_error_holds(confidence: float, family: int, kind
         for ratio in (0, 1, 3):
             for shift in (0.0, 0.02):
                 shifts = [shift] + [0.0] * (family - 1)
-                found = wrong_claims(shifts, seeds, ratio, kind, confidence, margin=0.02)
-                bound = most(TRIALS, 1 - confidence, 24 * 24)
+                found = wrong_claims(shifts, seeds, ratio, kind, confidence, margin=0.02, trials=5000)
+                bound = most(5000, 1 - confidence, 24 * 24)
                 assert found["wrong"].sum() <= found["missed"].sum() <= bound, (seeds, ratio, shift)
 
 
