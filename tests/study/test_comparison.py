@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmrep.config.study import Contrast
 from mmrep.study.comparison import compare_arms
 from mmrep.study.images import Outcomes, bootstrap, crossed
 from mmrep.study.planning import detectable, seeds_needed
-from mmrep.study.statistics import NO_VERDICT, Contrast, Difference, holm, paired_t, verdict_of
+from mmrep.study.statistics import NO_VERDICT, Difference, holm, paired_t, verdict_of
 
 PRIMARY = "set/acc1"
 Values = dict[str, list[float]]
