@@ -20,7 +20,7 @@ the second must never miss, so its lower end has to fall to zero. This is what t
 (Strassburger & Bretz, Statist. Med. 27, 2008; Guilbaud, Biometrical J. 50, 2008). Bonferroni's intervals next to Holm's
 verdicts would hold in 92.5% of studies instead of 95%. Compromises, which keep some information by giving up some of
 Holm's power (Brannath & Schmidt, Statist. Med. 33, 2014), also have to protect the direction that a verdict states. For
-two contrasts and 10 seeds that leaves at most 6% shorter intervals for the second contrast.
+two contrasts and 10 seeds that leaves at most 7% shorter intervals for the second contrast.
 
 **Floor.** A metric of n test items moves in steps of q = 1/n. Rounding to these steps adds an error of variance
 2 · q²/12 to a difference of two values. All seeds are tested on the same items, so they may share this error, and it
