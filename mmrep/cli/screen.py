@@ -23,11 +23,13 @@ def run(options: ScreenConfig, argv: list[str]) -> None:
     compare.raise_failures(results)
 
 
+_UNUSED = ("config", "workers", "dry_run")
+
 VERB = dataclasses.replace(
     compare.VERB,
     options=ScreenConfig,
     run=run,
-    lead=("config", "trunk", "trunk_steps", *compare.VERB.lead[1:]),
+    lead=("config", "trunk", "study.screen_steps", *(name for name in compare.VERB.lead if name not in _UNUSED)),
     examples=(
         "mmrep screen --config configs/quickstart.yaml",
         "mmrep screen --config configs/cifar10.yaml --trunk runs/cifar10 --study.pools cls avg ggem --study.seeds 0 1",

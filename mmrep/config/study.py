@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from mmrep.config.checks import ConfigError, above, at_least, hint, one_of, quoted, require, within
 from mmrep.config.pooling import PoolConfig
+from mmrep.config.training import check_length
 
 LARGEST_SEED = 2**63 - 1
 
@@ -193,6 +194,8 @@ class StudyConfig:
         axes: Further options that the runs differ in, with their values, as in {optim.lr: [5e-4, 1e-3]}. Every head
             is trained at every point, and heads are compared at the same point.
         tune: Tuning before the study.
+        screen_steps: Length of a head's training in `mmrep screen`, in steps or, below 1, as a share of training.steps.
+            By default training.steps.
         primary: What the study claims.
         confidence: Level of the confidence intervals.
         diagnostics: Measurements inside the trained models.
@@ -204,6 +207,7 @@ class StudyConfig:
     baseline: str | None = None
     axes: dict[str, list[Any]] = field(default_factory=dict)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    screen_steps: float | None = None
     primary: PrimaryConfig = field(default_factory=PrimaryConfig)
     confidence: float = 0.95
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
@@ -218,6 +222,9 @@ class StudyConfig:
         if self.baseline is not None:
             one_of("study.baseline", self.baseline, heads)
         _check_grid("study.axes", self.axes)
+        if self.screen_steps is not None:
+            check_length("study.screen_steps", self.screen_steps)
+            above("study.screen_steps", self.screen_steps, 0)
         both = self.axes.keys() & self.tune.values.keys()
         require(not both, f"study.tune.values: {', '.join(sorted(both))} is an axis of the study, so nothing to tune")
         shared = sorted(set(self.seeds) & set(self.tune.seeds)) if self.tune.values else []

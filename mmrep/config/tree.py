@@ -146,6 +146,10 @@ class CompareConfig(TrainConfig):
         """Return the options that all runs share."""
         return TrainConfig(**{each.name: getattr(self, each.name) for each in dataclasses.fields(TrainConfig)})
 
+    def steps(self) -> int:
+        """Return the number of steps of a run that is compared."""
+        return self.training.steps
+
 
 @dataclass(frozen=True)
 class ScreenConfig(CompareConfig):
@@ -154,12 +158,10 @@ class ScreenConfig(CompareConfig):
 
     Attributes:
         trunk: The model whose towers are frozen: a run, a folder of open_clip, a Hub model (hf-hub:NAME). By default
-            the baseline's head trains one first, with the recipe of the config.
-        trunk_steps: Number of steps that this first training takes. By default training.steps.
+            the baseline's head trains one first, for training.steps.
     """
 
     trunk: str | None = None
-    trunk_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.trunk is not None and self.model.name is None and self.model.image.trunk is None:
@@ -167,10 +169,15 @@ class ScreenConfig(CompareConfig):
             image = dataclasses.replace(self.model.image, trunk=self.trunk)
             object.__setattr__(self, "model", dataclasses.replace(self.model, image=image))
         super().__post_init__()
-        at_least("trunk_steps", self.trunk_steps, 1)
         require(not self.study.tune.values, "study.tune: screening tunes nothing; leave it out")
+        with_option(self.recipe(), "training.steps", self.steps(), "study.screen_steps")
         axes = ", ".join(self.study.axes)
         require(not axes, f"study.axes {axes}: screening has one recipe; leave it out")
+
+    def steps(self) -> int:
+        """Return the number of steps that a head is trained for."""
+        wanted = self.study.screen_steps
+        return self.training.steps if wanted is None else max(1, in_steps(wanted, self.training.steps))
 
 
 def with_option(config: Any, name: str, value: Any, where: str) -> Any:

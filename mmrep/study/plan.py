@@ -80,6 +80,7 @@ def _configured(config: CompareConfig, arm: Arm, seed: int, place: Path, values:
         **arm.at,
         **values,
         "model.pool": {"name": arm.pool.name, "args": arm.pool.args},
+        "training.steps": config.steps(),
         "seed": seed,
         "output_dir": str(Path(config.output_dir) / place),
         "resume": "auto",

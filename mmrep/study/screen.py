@@ -79,37 +79,45 @@ def screen(config: ScreenConfig, command: str) -> DualEncoder:
     config = with_precision(config, device)
     base = frozen_model(config, command).to(device)
     base.precision = config.training.resolved()
-    accelerator = Accelerator(mixed_precision="no")
     data = Sources(config.data, index_progress())
-    validation = validation_sets(data, config.data.validation, config.data.max_bad_fraction > 0)
-    tests = [open_set(each) for each in config.evaluation.sets]
+    sets = (
+        validation_sets(data, config.data.validation, config.data.max_bad_fraction > 0),
+        [open_set(each) for each in config.evaluation.sets],
+    )
     runs = [_on_trunk(run, base) for run in plan_runs(config)]
-    for number, seed in enumerate(config.study.seeds):
+    for seed in config.study.seeds:
         own = [run for run in runs if run.seed == seed and not (run.folder / SUMMARY).exists()]
-        if not own:
-            continue
-        heads = _heads(base, own)
-        cost = {head.run.pool: _cost(head.model, config) for head in heads}
-        reset_peak_memory(device)
-        begin = time.perf_counter()
-        steps = build_steps(own[0].config, base, data, accelerator)
-        loaded = batches(steps, 0, loader_workers(config), config.data.prefetch, device.type == "cuda")
-        checksum, heads = _train(heads, loaded, config, data, f"[seed {number + 1}/{len(config.study.seeds)}]")
-        shared = {
-            "pairs_per_s": round(
-                config.training.steps * config.training.global_batch / (time.perf_counter() - begin), 2
-            ),
-            "peak_mb": round(peak_memory_mb(device), 1),
-        }
-        _evaluate(heads, validation, tests, config)
-        for head in heads:
-            if number == 0:
-                with whole_folder(head.run.folder / FINAL, SafetensorError) as aside:
-                    save_model(head.model, aside)
-            about = {"steps": config.training.steps, "batches": f"{checksum % 2**64:016x}"}
-            content = {**about, "cost": cost[head.run.pool] | shared, "patches": base.image.patches}
-            write_json(head.run.folder / SUMMARY, content)
+        if own:
+            _screen_seed(base, own, config, data, sets)
     return base
+
+
+def _screen_seed(
+    base: DualEncoder,
+    runs: list[PlannedRun],
+    config: ScreenConfig,
+    data: Sources,
+    sets: tuple[list[EvalSet], list[EvalSet]],
+) -> None:
+    """Train and evaluate the heads of one seed, and write their run folders, each summary last."""
+    heads = _heads(base, runs)
+    cost = {head.run.pool: _cost(head.model, config) for head in heads}
+    reset_peak_memory(base.device)
+    begin, recipe = time.perf_counter(), runs[0].config
+    steps = build_steps(recipe, base, data, Accelerator(mixed_precision="no"))
+    loaded = batches(steps, 0, loader_workers(recipe), recipe.data.prefetch, base.device.type == "cuda")
+    number = config.study.seeds.index(runs[0].seed)
+    checksum, heads = _train(heads, loaded, recipe, data, f"[seed {number + 1}/{len(config.study.seeds)}]")
+    pairs = recipe.training.steps * recipe.training.global_batch
+    rate = pairs / (time.perf_counter() - begin)
+    shared = {"pairs_per_s": round(rate, 2), "peak_mb": round(peak_memory_mb(base.device), 1)}
+    _evaluate(heads, *sets, config)
+    for head in heads:
+        if number == 0:
+            with whole_folder(head.run.folder / FINAL, SafetensorError) as aside:
+                save_model(head.model, aside)
+        about = {"steps": recipe.training.steps, "batches": f"{checksum % 2**64:016x}", "patches": base.image.patches}
+        write_json(head.run.folder / SUMMARY, {**about, "cost": cost[head.run.pool] | shared})
 
 
 def frozen_model(config: ScreenConfig, command: str) -> DualEncoder:
@@ -119,11 +127,9 @@ def frozen_model(config: ScreenConfig, command: str) -> DualEncoder:
         return load(config.trunk)
     recipe = config.recipe()
     pool = next(pool for pool, _ in config.study.heads() if pool.label == config.study.reference)
-    steps = config.trunk_steps or config.training.steps
     run = dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, pool={"name": pool.name, "args": pool.args}),
-        training=dataclasses.replace(recipe.training, steps=steps),
         evaluation=dataclasses.replace(recipe.evaluation, sets=[]),
         seed=config.study.seeds[0],
         output_dir=str(Path(config.output_dir) / TRUNK),
@@ -212,7 +218,7 @@ def _evaluate(heads: Sequence[Head], validation: list[EvalSet], tests: list[Eval
     for head in heads:
         name = head.run.folder.name
         if own := [result for result in held_out if result.model == name]:
-            head.records.append({"step": config.training.steps, "evaluation": flatten(own)})
+            head.records.append({"step": config.steps(), "evaluation": flatten(own)})
         lines = "".join(json.dumps(line) + "\n" for line in head.records)
         write_text(head.run.folder / METRICS, lines)
         if results:

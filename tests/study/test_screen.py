@@ -27,7 +27,7 @@ POOLS = ["avg", "ggem", {"name": "mmcap", "args": {"stages": 1}}, "cap"]
 
 
 def study(recipe: Recipe, name: str = "screen", pools: Any = ("avg", "ggem"), **fields: Any) -> ScreenConfig:
-    own = {key: fields.pop(key) for key in ("trunk", "trunk_steps") if key in fields}
+    own = {key: fields.pop(key) for key in ("trunk",) if key in fields}
     config = recipe(name, training={"steps": 3, "log_every": 1}, **fields.pop("parts", {}))
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     wanted = {"pools": list(pools), "seeds": [0, 1], "diagnostics": DiagnosticsConfig(0)} | fields
