@@ -83,7 +83,8 @@ def main_table(facts: Facts) -> Table | None:
     if metric is None:
         return None
     judged = any(entry["verdict"] for entry in facts.contrasts)
-    note = f"{named(metric)}, in percent; differences to {facts.baseline} in percentage points."
+    versus = f"; differences to {facts.baseline} in percentage points" if facts.results["paired"] else ""
+    note = f"{named(metric)}, in percent{versus}."
     if judged:
         note += (
             " Verdicts, adjusted p-values and simultaneous intervals belong to the registered contrasts (the family); "
