@@ -19,7 +19,7 @@ from mmrep.study.report.citing import methods
 from mmrep.study.report.facts import Facts
 from mmrep.study.report.html import html_text
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
 FULL = full_results(seeds=20)
 
 

@@ -100,9 +100,7 @@ def forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
 def narrow_forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
     """Return a narrow forest plot: label and estimate above each interval."""
     rows, dots, width, top = figure.rows, any(len(row.seeds.values) > 1 for row in figure.rows), 360.0, 4.0
-    step = (54 if any(row.verdict for row in rows) else 44) if dots else 38
-    if dots and any(row.verdict for row in rows):
-        step = 62
+    step = 38 + 6 * dots + 18 * any(row.verdict for row in rows)
     bottom = top + step * len(rows)
     scale = Scale(*_range(rows), 8, width - 8)
     tops = [(top + step * i, top + step * (i + 1)) for i in range(len(rows))]

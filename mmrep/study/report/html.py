@@ -77,7 +77,8 @@ def _cell(report: Report, table: Table, column: Column, value: Cell) -> Markup:
     if column.kind == "verdict" and value:
         stem = re.split(r"[,(]", text)[0].strip().replace(" ", "-")
         return Markup('<span class="v {}">{}</span>').format(stem, text)
-    return escape(text)
+    # A name may be broken after these characters.
+    return Markup(re.sub(r"([/_,])", r"\1<wbr>", str(escape(text)))) if column.kind == "text" else escape(text)  # noqa: S704
 
 
 def _metric(table: Table, value: Seeds) -> Cell:
