@@ -81,7 +81,7 @@ def _cell(report: Report, table: Table, column: Column, value: Cell) -> Markup:
         return Markup('<span class="v {}">{}</span>').format(stem, text)
     if len(text) <= _LONG_NAME or column.kind != "text":
         return escape(text)
-    return Markup(re.sub(r"([/_,])", r"\1<wbr>", str(escape(text))))  # noqa: S704  # a long name may be broken
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(text))))  # noqa: S704  # a long name may be broken
 
 
 def _metric(table: Table, value: Seeds) -> Cell:
