@@ -7,7 +7,7 @@ import os
 import platform
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from mmrep import agreement
 from mmrep.config.checks import require
 
 LOG = logging.getLogger("mmrep")
+T = TypeVar("T")
 
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Variables in which torchrun and accelerate, several MPIs, and SLURM's srun give the number of processes."""
@@ -242,6 +243,11 @@ def whole(tensor: Tensor) -> Tensor:
 def first_text(text: str) -> str:
     """Return the text of the first process that has one, or an empty one where none has."""
     return next(filter(None, _gather_objects(text)), "") if world_size() > 1 else text
+
+
+def of_first(value: T) -> T:
+    """Return the first process's value on every process. What the others pass is ignored."""
+    return _gather_objects(value)[0] if world_size() > 1 else value
 
 
 def _gather_objects(value: Any) -> list[Any]:

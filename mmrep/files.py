@@ -30,6 +30,10 @@ class WriteError(MmrepError):
     """A file could not be written: the disk is full or the folder is read-only. Exit status 1."""
 
 
+class Busy(ConfigError):
+    """Another process writes to the folder. Exit status 2."""
+
+
 class DamagedFile(MmrepError):
     """A file is empty, truncated, or has other content than expected. Exit status 1."""
 
@@ -181,25 +185,29 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if it is missing.
 
     The operating system releases the lock when the process that holds it ends. Child processes do not inherit it.
 
+    Args:
+        folder: the folder.
+        timeout: seconds to wait for another process that holds the lock.
+
     Raises:
-        ConfigError: another process holds the lock.
+        Busy: another process holds the lock.
         WriteError: the folder cannot be written to.
     """
     place = folder / LOCK
     made = not folder.exists()
-    lock = FileLock(place, timeout=0)
+    lock = FileLock(place, timeout=timeout)
     with write_errors(place):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout as error:
             holder = place.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
-            raise ConfigError(
+            raise Busy(
                 f"{folder}: {holder} is writing there; wait for it, stop it, or choose another --output_dir"
             ) from error
         except OSError as error:

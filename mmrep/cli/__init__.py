@@ -44,6 +44,7 @@ VERBS = {
     "compare": _Entry(
         "compare:VERB", "train, evaluate and compare poolings", "mmrep compare --config configs/quickstart.yaml"
     ),
+    "screen": _Entry("screen:VERB", "compare poolings on one frozen trunk", "mmrep screen --config FILE --trunk RUN"),
     "report": _Entry("report:VERB", "make a study's tables again", "mmrep report studies/quickstart"),
     "eval": _Entry(
         "evaluate:VERB", "zero-shot, retrieval, probes", "mmrep eval --model runs/x --suite eval/suites/small.yaml"

@@ -1,9 +1,11 @@
 """`mmrep compare`."""
 
+from typing import Any
+
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say
 from mmrep.cli.train import check_early, invocation, with_output
-from mmrep.config.checks import require
+from mmrep.config.checks import MmrepError, require
 from mmrep.config.tree import CompareConfig
 from mmrep.training.signals import Stopped
 
@@ -12,6 +14,14 @@ def run(options: CompareConfig, argv: list[str]) -> None:
     """Train and evaluate every pooling of a study, and write the report."""
     check_early(options)
     again = invocation("compare", argv)
+    if options.dry_run:
+        from mmrep import distributed
+        from mmrep.study.dry_run import dry_run
+        from mmrep.training.build import with_precision
+
+        device = distributed.start()
+        say(dry_run(with_precision(options, device), device))
+        return
     try:
         from mmrep import distributed
         from mmrep.study.report import terminal
@@ -19,8 +29,21 @@ def run(options: CompareConfig, argv: list[str]) -> None:
     except KeyboardInterrupt as interrupt:
         raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
     results = compare(options, again)
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and not options.join:
         say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/results.json, report.md")
+    raise_failures(results)
+
+
+def raise_failures(results: dict[str, Any]) -> None:
+    """Raise RunsFailed if runs of a study failed, with the message of the first."""
+    if failed := results["failed"]:
+        first = failed[0]
+        names = f"{len(failed)} runs" if len(failed) > 1 else "a run"
+        raise RunsFailed(f"{names} failed, first {first['pool']} with seed {first['seed']}: {first['message']}")
+
+
+class RunsFailed(MmrepError):
+    """Runs of a study failed, and the others are finished. Exit status 1."""
 
 
 def prepare(argv: list[str]) -> list[str]:
@@ -46,7 +69,9 @@ VERB = Verb(
         "study.pools",
         "study.seeds",
         "study.baseline",
-        "study.primary",
+        "study.primary.metric",
+        "workers",
+        "dry_run",
         "data.train",
         "evaluation.sets",
         "training.steps",

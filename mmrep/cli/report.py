@@ -5,11 +5,12 @@ from pathlib import Path
 
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say
+from mmrep.training.output import STUDY
 
 
 @dataclass(frozen=True)
 class Options:
-    """Make a study's report.md again from its results.json, and print its tables.
+    """Make a study's report from the runs that are finished, whoever trained them, and print it.
 
     Attributes:
         study: Folder of a study, as `mmrep compare` writes it.
@@ -19,12 +20,16 @@ class Options:
 
 
 def run(options: Options, _: list[str]) -> None:
-    """Write and print the report."""
-    from mmrep.study.report import read_results, terminal, write_report
+    """Collect what is finished, and write and print the report. A folder without runs has its results.json."""
+    from mmrep.study.collect import collect, read_study, write_study
+    from mmrep.study.report import read_results, terminal
 
-    results = read_results(Path(options.study))
-    place = write_report(Path(options.study), results)
-    say(terminal(results) + f"\n\nwritten: {place}")
+    folder = Path(options.study)
+    config = read_study(folder)
+    command = f"mmrep compare --config {folder}/{STUDY} --output_dir {folder}"
+    results = dict(read_results(folder)) if config is None else collect(config, command)
+    written = write_study(folder, results)
+    say(terminal(results) + f"\n\nwritten: {', '.join(map(str, written))}")
 
 
 VERB = Verb(

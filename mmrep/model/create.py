@@ -52,8 +52,8 @@ def create_model(
     return build_model(config, seed, sigmoid=loss == "sigmoid")
 
 
-def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
-    """Return a dual encoder from its config, with `config.weights` loaded if given.
+def build_model(config: ModelConfig, seed: int, sigmoid: bool, head_seed: int | None = None) -> DualEncoder:
+    """Return a dual encoder from its config, with `config.weights` loaded if given; see `DualEncoder` for the seeds.
 
     Raises:
         ConfigError: as in `create_model`, or weights that do not fit, or a head that can't replace the trained one
@@ -61,11 +61,11 @@ def build_model(config: ModelConfig, seed: int, sigmoid: bool) -> DualEncoder:
     """
     config = complete(config)
     if config.weights is None:
-        return DualEncoder(config, seed, sigmoid)
+        return DualEncoder(config, seed, sigmoid, head_seed)
     trained = _trained(config, Path(config.weights), sigmoid)
     if config.pool_init == "preserve":
         config = dataclasses.replace(config, pool_base=trained.config.pool)
-    model = DualEncoder(_with_trained_preprocessing(config, trained.config), seed, sigmoid)
+    model = DualEncoder(_with_trained_preprocessing(config, trained.config), seed, sigmoid, head_seed)
     _transplant(model, trained)
     _prove_equal(model, trained)
     return model

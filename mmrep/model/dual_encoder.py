@@ -45,17 +45,18 @@ class DualEncoder(nn.Module):
         config: a complete config (`mmrep.model.presets.complete`).
         seed: seed of the initial values, which depend on it and on the parameter's name.
         sigmoid: the model has a logit bias, for the sigmoid loss.
+        head_seed: seed of the initial values of the head and the image projection. By default `seed`.
 
     Attributes:
         tokenizer: turns texts into token ids.
         precision: `bf16` runs the towers under autocast.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0, sigmoid: bool = False) -> None:
+    def __init__(self, config: ModelConfig, seed: int = 0, sigmoid: bool = False, head_seed: int | None = None) -> None:
         super().__init__()
         config = dataclasses.replace(config, image=with_preprocessing(config.image))
         self.config = config
-        self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed, config.base)
+        self.image = ImageEncoder(config.image, config.pooling, config.embed_dim or 0, seed, config.base, head_seed)
         self.text = TextEncoder(config.text, self.image.embed_dim, seed)
         scale = config.logit_scale or (10.0 if sigmoid else 1 / 0.07)
         # The shape is (1,), since FSDP2 refuses parameters without dimensions.

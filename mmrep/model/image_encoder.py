@@ -32,13 +32,20 @@ class ImageEncoder(nn.Module):
         embed_dim: width of the embedding; ignored without projection.
         seed: seed of the initial values.
         base: the head that weights loaded later were trained with; `pool` is grafted onto it.
+        head_seed: seed of the initial values of the head and the projection. By default `seed`.
 
     Raises:
         ConfigError: an unknown or unsupported trunk, or a head that does not fit the trunk.
     """
 
     def __init__(
-        self, config: ImageConfig, pool: PoolConfig, embed_dim: int, seed: int, base: PoolConfig | None = None
+        self,
+        config: ImageConfig,
+        pool: PoolConfig,
+        embed_dim: int,
+        seed: int,
+        base: PoolConfig | None = None,
+        head_seed: int | None = None,
     ) -> None:
         super().__init__()
         require(config.trunk is not None, "model.image.trunk: expected a timm model's name")
@@ -52,7 +59,8 @@ class ImageEncoder(nn.Module):
         self.width: int = self.trunk.embed_dim
         self.prefix: int = self.trunk.num_prefix_tokens
         self.grad_checkpointing = False
-        with seeded(seed, "image.pool"):
+        head_seed = seed if head_seed is None else head_seed
+        with seeded(head_seed, "image.pool"):
             heads = num_heads(self.trunk)
             self.graft = graft(pool, base, self.width, heads) if base else None
             self.pool = self.graft.head if self.graft else build_configured(pool, self.width, heads)
@@ -60,12 +68,12 @@ class ImageEncoder(nn.Module):
         self.stage_blocks = stage_blocks(len(self.trunk.blocks), self.pool.num_stages)
         self.projection: nn.Module = nn.Identity()
         if config.projection:
-            with seeded(seed, "image.projection"):
+            with seeded(head_seed, "image.projection"):
                 self.projection = _projection(self.pool.out_dim, embed_dim, config.projection_bias)
         self.embed_dim = embed_dim if config.projection else self.pool.out_dim
         self.auxiliary_projections = nn.ModuleList()
         for i, width in enumerate(self.pool.auxiliary_dims):
-            with seeded(seed, f"image.auxiliary_projections.{i}"):
+            with seeded(head_seed, f"image.auxiliary_projections.{i}"):
                 self.auxiliary_projections.append(_projection(width, embed_dim, config.projection_bias))
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(1, 3, 1, 1) * 255, persistent=False)

@@ -75,7 +75,18 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch embed"]:
-        """Return embeddings, not normalised to unit length.
+        """Return embeddings, not normalised to unit length; see `features` for what is refused."""
+        return self.project(self.features(tokens))
+
+    def project(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embed"]:
+        """Apply the tower's projection to what `features` returns."""
+        projection = self.tower.text_projection
+        if not self.cuttable or projection is None:
+            return features
+        return projection(features) if isinstance(projection, nn.Linear) else features @ projection
+
+    def features(self, tokens: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch width"]:
+        """Return the pooled text before the projection, or behind it on a tower whose texts can't be cut.
 
         Raises:
             ValueError: texts longer than the context, or shorter texts on a tower that can't cut them.
@@ -92,10 +103,7 @@ class TextEncoder(nn.Module):
         if tower.use_pad_mask:
             mask = tower._build_additive_mask(tokens, length, x.dtype)
         x = tower.ln_final(tower.transformer(x, attn_mask=mask))
-        x = text_global_pool(x, tokens, tower.pool_type, eos_token_id=tower.eos_id)
-        if tower.text_projection is None:
-            return x
-        return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+        return text_global_pool(x, tokens, tower.pool_type, eos_token_id=tower.eos_id)
 
 
 @cache

@@ -1,7 +1,6 @@
 """Diagnostics of the trained models of a study: `diagnostics.json` in every run, a picture of patch weights."""
 
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -34,42 +33,46 @@ from mmrep.files import DamagedFile, read_json, whole_file, write_json
 from mmrep.model.dual_encoder import DualEncoder
 from mmrep.model.load import load
 from mmrep.study.plan import PlannedRun
-from mmrep.training.output import SUMMARY
+from mmrep.training.output import DIAGNOSTICS, MAPS, SUMMARY
 
 LOG = logging.getLogger("mmrep")
-DIAGNOSTICS, MAPS = "diagnostics.json", "patch_weights.png"
 PRIMARY = {"zeroshot": "acc1", "retrieval": "image_retrieval_recall@1"}
 
 
-def diagnose(config: CompareConfig, runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """Diagnose every run that has no diagnostics yet, and draw the patch weights of the first seed's models.
+def diagnose(config: CompareConfig, runs: Sequence[PlannedRun], draw: bool = True) -> None:
+    """Write the diagnostics of every run that has none yet, and draw the patch weights of the first seed's models.
 
-    This is a collective: call it on every process, since models are evaluated on all of them.
+    Nothing happens where the study asks for no diagnostics or has no set for them. This is a collective: call it on
+    every process, since models are evaluated on all of them.
 
     Args:
         config: the study.
-        runs: the finished runs.
-
-    Returns:
-        The set, the metric, and the diagnostics of the runs by `POOL-SEED`. It is empty where the study asks for no
-        diagnostics or has no set for them.
+        runs: finished runs.
+        draw: whether to draw patch weights.
     """
     wanted = config.study.diagnostics
-    if wanted.images == 0 or not config.evaluation.sets:
-        return {}
+    if wanted.images == 0 or not config.evaluation.sets or not runs:
+        return
     evalset = diagnosable_set(config.evaluation.sets)
     if evalset is None:
         LOG.warning("no diagnostics: no evaluation set has captions, or one class an image")
-        return {}
-    found = {f"{run.pool}-{run.seed}": _diagnosed(run, evalset, config) for run in runs}
-    content = {"dataset": evalset.name, "metric": PRIMARY[evalset.task], "runs": found}
-    if wanted.pictures and distributed.rank() == 0:  # this involves no collectives
-        try:
-            _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
-            content["maps"] = MAPS
-        except (MmrepError, RuntimeError) as error:
-            LOG.warning("no pictures of patch weights: %s", error)
-    return content
+        return
+    for run in runs:
+        _diagnosed(run, evalset, config)
+    if draw and distributed.rank() == 0:  # this involves no collectives
+        draw_patch_weights(config, runs)
+
+
+def draw_patch_weights(config: CompareConfig, runs: Sequence[PlannedRun]) -> None:
+    """Draw the patch weights of the first seed's models, if the study asks for pictures and has a set for them."""
+    wanted = config.study.diagnostics
+    evalset = diagnosable_set(config.evaluation.sets) if wanted.images and wanted.pictures else None
+    if evalset is None or not runs:
+        return
+    try:
+        _draw([run for run in runs if run.seed == runs[0].seed], evalset, wanted.pictures, Path(config.output_dir))
+    except (MmrepError, RuntimeError) as error:
+        LOG.warning("no pictures of patch weights: %s", error)
 
 
 def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
@@ -81,8 +84,8 @@ def diagnosable_set(sets: Sequence[SetConfig]) -> EvalSet | None:
     return None
 
 
-def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict[str, Any]:
-    """Return the diagnostics of a run, from its folder if they belong to the same model, set and config."""
+def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> None:
+    """Write the diagnostics of a run, unless its folder has those of the same model, set and config."""
     folder, wanted = Path(run.config.output_dir), config.study.diagnostics
     summary = read_json(folder / SUMMARY)
     names = f"{evalset.classnames} {evalset.templates}"
@@ -94,14 +97,14 @@ def _diagnosed(run: PlannedRun, evalset: EvalSet, config: CompareConfig) -> dict
         before = read_json(place)
     # All processes measure or none does, because measuring involves collectives.
     if not distributed.any_process(before.get("key") != key, distributed.exchange_device()):
-        return before
+        return
     LOG.info("%s seed %d: looking inside", run.pool, run.seed)
     model = _load(run)
-    content = {"schema": 1, "key": key, **_measure(model, evalset, config)}
+    about_set = {"dataset": evalset.name, "metric": PRIMARY[evalset.task]}
+    content = {"schema": 1, "key": key, **about_set, **_measure(model, evalset, config)}
     content["exponents"] = {**exponents_over_training(folder)._asdict(), "final": current_exponents(model)}
     if distributed.rank() == 0:
         write_json(place, content, indent=1)
-    return json.loads(json.dumps(content))  # lists for tuples, as reading it back returns
 
 
 def _load(run: PlannedRun) -> DualEncoder:

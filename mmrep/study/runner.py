@@ -1,35 +1,43 @@
-"""Running a study: training what is missing, checking that runs are paired, collecting results."""
+"""Running a study: planning, training what is missing, collecting results."""
 
+import json
 import logging
-import math
+import os
+import shlex
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from mmrep import __version__, distributed
-from mmrep.config.checks import ConfigError
-from mmrep.config.tree import CompareConfig
-from mmrep.files import locked, read_json, write_errors, write_json, write_text
-from mmrep.study.diagnosis import diagnose
-from mmrep.study.plan import STUDY, PlannedRun, check_same_study, plan_runs
-from mmrep.study.report import RESULTS, SCHEMA, metrics_of, write_report
-from mmrep.study.statistics import Difference, Paired, compare_pairs
-from mmrep.training.output import INITIAL, RUN_CONFIG, SUMMARY, check_kind, read_config, read_results
+from mmrep import distributed
+from mmrep.config.checks import ConfigError, require
+from mmrep.config.tree import CompareConfig, ScreenConfig, changed_fields
+from mmrep.files import locked, write_errors, write_text
+from mmrep.study.collect import collect, finished_runs, kind_of, write_study
+from mmrep.study.diagnosis import diagnose, draw_patch_weights
+from mmrep.study.plan import plan_runs
+from mmrep.study.queue import work
+from mmrep.study.screen import screen
+from mmrep.training.build import with_precision
+from mmrep.training.output import HISTORY, RUN_CONFIG, STUDY, check_kind, read_config
 from mmrep.training.resume import plain
 from mmrep.training.signals import Stopped, StopSignal
-from mmrep.training.trainer import train
 
 LOG = logging.getLogger("mmrep")
+_NOT_RECIPE = ("study.", "output_dir", "resume", "workers", "join", "dry_run")
 
 
-def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
+def compare(config: CompareConfig, command: str) -> dict[str, Any]:
     """Train every head with every seed, evaluate each run once, and compare. Another call continues an interrupted one.
 
     Args:
         config: the study, and the recipe that its runs share.
-        resume_command: command to print when a signal ends the study.
+        command: the command that makes and continues the study.
 
     Returns:
         The content of results.json.
@@ -38,167 +46,177 @@ def compare(config: CompareConfig, resume_command: str) -> dict[str, Any]:
         ConfigError: the folder holds another study.
         Stopped: a signal ended the study.
     """
-    distributed.start()
+    device = distributed.start()
+    folder, first = Path(config.output_dir), distributed.rank() == 0
+    if first:
+        with locked(folder, timeout=60):
+            prepare(config)
+    distributed.barrier()
+    config = with_precision(config, device)
+    if config.workers != 1 and not config.join:
+        require(distributed.world_size() == 1, "workers: each worker has one process; leave accelerate launch out")
+        _side_by_side(config, command)
+    with StopSignal() as stop:
+        try:
+            work(config, command, lambda run: diagnose(config, [run], draw=False), wait=not config.join)
+            with locked(folder, timeout=60) if first else nullcontext():
+                return _conclude(config, command)
+        except KeyboardInterrupt as interrupt:
+            name = stop.name or "a signal"
+            raise Stopped(f"stopped by {name} between two runs; continue with:\n  {command}") from interrupt
+
+
+def compare_on_one_trunk(config: ScreenConfig, command: str) -> dict[str, Any]:
+    """Compare the heads of a study on one frozen trunk; see `mmrep.study.screen`.
+
+    Args:
+        config: the heads, the seeds and the recipe.
+        command: the command that makes and continues it.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        Stopped: a signal ended it.
+    """
     folder = Path(config.output_dir)
-    runs = plan_runs(config)
-    first = distributed.rank() == 0
-    with locked(folder) if first else nullcontext():
-        if first:
-            check_kind("output_dir", folder, "a study")
-            recipe = plain(config.to_dict())
-            check_same_study(config, recipe)
-            write_text(folder / STUDY, yaml.safe_dump(recipe, sort_keys=False))
-            for run in runs:
-                _check_pool(run)
-        distributed.barrier()
-        for number, run in enumerate(runs):
-            train(run.config, resume_command, label=f"[{number + 1}/{len(runs)}] {run.pool} seed {run.seed}")
-        with StopSignal() as stop:
-            try:
-                return _conclude(config, runs)
-            except KeyboardInterrupt as interrupt:
-                name = stop.name or "a signal"
-                raise Stopped(
-                    f"stopped by {name} after the last run; continue with:\n  {resume_command}"
-                ) from interrupt
+    with StopSignal() as stop, locked(folder):
+        try:
+            prepare(config)
+            screen(config, command)
+            draw_patch_weights(config, finished_runs(config))
+            results = collect(config, command)
+            write_study(folder, results)
+            return results
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(f"stopped by {stop.name or 'a signal'}; continue with:\n  {command}") from interrupt
 
 
-def _conclude(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
+def prepare(config: CompareConfig) -> None:
+    """Check that the folder holds no other study, and write study.yaml. The caller holds the folder's lock.
+
+    Raises:
+        ConfigError: the folder holds something else, or a study with another recipe; the first difference is named.
+    """
+    folder = Path(config.output_dir)
+    check_kind("output_dir", folder, "a study")
+    recipe = plain(config.to_dict())
+    for name in ("workers", "join", "dry_run"):
+        del recipe[name]
+    recipe["kind"] = kind_of(config)
+    before = read_config(folder / STUDY) if (folder / STUDY).is_file() else {}
+    for key, (old, new) in changed_fields(before or recipe, recipe).items():
+        if not key.startswith(_NOT_RECIPE):
+            raise ConfigError(
+                f"{folder} holds a study with {key} = {old}, not {new}: "
+                "choose another --output_dir, or restore the setting to continue"
+            )
+    record_changes(config, before.get("study", {}), recipe["study"])
+    write_text(folder / STUDY, yaml.safe_dump(recipe, sort_keys=False))
+    for run in plan_runs(config):
+        place = run.folder / RUN_CONFIG
+        pool = read_config(place).get("model", {}).get("pool") if place.is_file() else None
+        require(
+            pool in (None, run.config.model.pool),
+            f"{place} has pool {pool}, not {run.config.model.pool}: give one of them another label",
+        )
+
+
+def record_changes(config: CompareConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Append to the study's history what of its plan has changed since runs were finished.
+
+    Raises:
+        ConfigError: the tuning has changed, whose choice is made already.
+    """
+    done = len(finished_runs(config))
+    texts = []
+    for key in ("seeds", "pools", "primary", "baseline", "vary", "axes", "tune", "confidence"):
+        old, new = before.get(key), now[key]
+        if not before or old == new:
+            continue
+        require(
+            key not in ("tune", "vary"),
+            f"study.{key}: was {old}, is {new}; runs are trained already: restore it, or choose another --output_dir",
+        )
+        if isinstance(old, list) and isinstance(new, list):
+            added = [each for each in new if each not in old]
+            dropped = [each for each in old if each not in new]
+            parts = [f"{what} {_listed(each)}" for what, each in (("added", added), ("dropped", dropped)) if each]
+            texts.append(f"{key}: {' and '.join(parts)}")
+        else:
+            texts.append(f"{key}: changed from {old} to {new}")
+    if texts and done:
+        entry = {
+            "time": time.strftime("%Y-%m-%d %H:%M"),
+            "text": f"{'; '.join(texts)}, after {done} runs were finished",
+        }
+        with write_errors(Path(config.output_dir) / HISTORY), (Path(config.output_dir) / HISTORY).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _side_by_side(config: CompareConfig, command: str) -> None:
+    """Train with several workers on this machine, each a process with a log of its own, until they have ended.
+
+    A worker that dies leaves its run to the others; what all leave, the caller trains.
+    """
+    devices = _visible_devices()
+    count = (len(devices) or 1) if config.workers == "auto" else int(config.workers)
+    if count == 1:
+        return
+    folder = Path(config.output_dir)
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    workers = []
+    for number in range(count):
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        words = [sys.executable, "-m", *shlex.split(command), "--join", "true"]
+        with (folder / f"worker-{number}.log").open("ab") as log:
+            workers.append(subprocess.Popen(words, stdout=log, stderr=log, env=environment))  # noqa: S603  # our own
+    LOG.info("%d workers train side by side; what they print is in %s", count, folder / "worker-*.log")
+    planned, known = len(config.study.seeds) * len(config.study.arms()), set[Path]()
+    with StopSignal() as stop:
+        stop.patient = True
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(1)
+            if stop:
+                for worker in workers:
+                    worker.terminate()
+                for worker in workers:
+                    worker.wait()
+                raise Stopped(f"stopped by {stop.name}; continue with:\n  {command}")
+            for run in finished_runs(config):
+                if run.folder not in known:
+                    known.add(run.folder)
+                    LOG.info("%d of %d runs are finished: %s", len(known), planned, run.name)
+    for number, worker in enumerate(workers):
+        if worker.returncode:
+            LOG.warning(
+                "worker %d ended with status %d: see %s", number, worker.returncode, folder / f"worker-{number}.log"
+            )
+
+
+def _visible_devices() -> list[str]:
+    """Return the GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _conclude(config: CompareConfig, command: str) -> dict[str, Any]:
     """Collect results and diagnose the models. This is a collective, since models are evaluated on all processes."""
     folder, first = Path(config.output_dir), distributed.rank() == 0
-    results = collect(config, runs)
+    results = collect(config, command)
     if first:
         write_study(folder, results)
-    results["diagnostics"] = diagnose(config, runs)
+    diagnose(config, finished_runs(config))
+    distributed.barrier()
+    results = collect(config, command)
     if first:
         write_study(folder, results)
     distributed.barrier()
     return results
-
-
-def write_study(folder: Path, results: dict[str, Any]) -> None:
-    """Write results.json and report.md."""
-    write_json(folder / RESULTS, results)
-    with write_errors(folder):
-        write_report(folder, results)
-
-
-def _check_pool(run: PlannedRun) -> None:
-    """Raise ConfigError where the folder holds a run of another head under this label."""
-    place = Path(run.config.output_dir) / RUN_CONFIG
-    before = read_config(place).get("model", {}).get("pool") if place.is_file() else None
-    if before not in (None, run.config.model.pool):
-        raise ConfigError(f"{place} has pool {before}, not {run.config.model.pool}: give one of them another label")
-
-
-def collect(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
-    """Return the results of a study as results.json has them."""
-    entries, evidence = [], {}
-    for run in runs:
-        place = Path(run.config.output_dir)
-        summary = read_json(place / SUMMARY)
-        found = read_results(place / RESULTS)["results"] if config.evaluation.sets else []
-        entries.append(
-            {
-                "pool": run.pool,
-                "seed": run.seed,
-                # Figures without a chance level, such as ranks, are not compared.
-                "metrics": {f"{r['dataset']}/{name}": r["metrics"][name] for r in found for name in r["chance"]},
-                "chance": {f"{r['dataset']}/{name}": value for r in found for name, value in r["chance"].items()},
-                "items": {f"{r['dataset']}/{name}": r["n"] for r in found for name in r["chance"]},
-                "cost": summary["cost"],
-            }
-        )
-        initial = read_json(place / INITIAL)
-        evidence[run.pool, run.seed] = (summary["batches"], initial)
-    obstacle = unpaired(evidence, config.model.pool_init == "preserve")
-    if obstacle:
-        LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
-    baseline, primary = config.study.reference, primary_metric(entries, config.study.primary)
-    return {
-        "schema": SCHEMA,
-        "baseline": baseline,
-        "paired": not obstacle,
-        "runs": entries,
-        "primary": primary,
-        "differences": [d._asdict() for d in compare_to_baseline(entries, baseline, primary, config.study.confidence)]
-        if not obstacle
-        else [],
-        "unpaired_because": obstacle or None,
-        "confidence": config.study.confidence,
-        "batches": {str(seed): batches for (_, seed), (batches, _) in evidence.items()},
-        "patch_tokens": _patch_tokens(runs[0]),
-        "preserved": config.model.weights if config.model.pool_init == "preserve" else None,
-        "mmrep": __version__,
-    }
-
-
-def _patch_tokens(run: PlannedRun) -> int | None:
-    """Return the number of patch tokens of the trunk, or None where the config does not give it."""
-    args = run.config.model.image.args
-    if {"img_size", "patch_size"} <= set(args) and isinstance(args["img_size"], int):
-        return int(args["img_size"] // args["patch_size"]) ** 2
-    return None
-
-
-def unpaired(evidence: dict[tuple[str, int], tuple[str, dict[str, str]]], preserve: bool = False) -> str:
-    """Return why runs of one seed are not paired, or an empty text.
-
-    Paired runs saw the same batches and started with equal values wherever they share a parameter.
-
-    Args:
-        evidence: for each head and seed, the digest of all batches and the digests of all initial parameters, each
-            after the shape.
-        preserve: whether the heads were grafted onto a trained one. Projections of new columns then start at zero.
-    """
-    own = ("image.pool.", "image.projection.", "image.auxiliary_projections.") if preserve else ("image.pool.",)
-    seen: dict[int, tuple[str, str]] = {}
-    first: dict[tuple[int, str, str], tuple[str, str]] = {}
-    for (pool, seed), (batches, initial) in evidence.items():
-        reference, batches_then = seen.setdefault(seed, (pool, batches))
-        if batches != batches_then:
-            return f"{pool} and {reference} of seed {seed} saw other batches ({batches}, {batches_then})"
-        for name, value in initial.items():
-            if name.startswith(own):
-                continue
-            shape, digest = value.rsplit(" ", 1)
-            reference, digest_then = first.setdefault((seed, name, shape), (pool, digest))
-            if digest != digest_then:
-                return f"{pool} and {reference} of seed {seed} started with other values of {name}"
-    return ""
-
-
-def primary_metric(entries: list[dict[str, Any]], asked: str | None) -> str | None:
-    """Return the metric that verdicts are about: the one asked for, else the first set's main metric.
-
-    A metric that no set has means a warning and no verdicts rather than an error, because the runs are done by then.
-    """
-    names = list(entries[0]["metrics"])
-    if asked is not None and asked not in names:
-        LOG.warning(
-            "study.primary: no set has the metric %r, so there are no verdicts (valid: %s)", asked, ", ".join(names)
-        )
-        return None
-    return asked or next(iter(metrics_of({"runs": entries}, primary=True)), None)
-
-
-def compare_to_baseline(
-    entries: list[dict[str, Any]], baseline: str, primary: str | None, confidence: float
-) -> list[Difference]:
-    """Return the differences of every other head to the baseline in every metric, over the seeds that both have."""
-    by_pool: dict[str, dict[int, dict[str, float]]] = {}
-    for entry in entries:
-        by_pool.setdefault(entry["pool"], {})[entry["seed"]] = entry["metrics"]
-    by_items: dict[str, int] = entries[0]["items"]
-    found = []
-    for pool, seeds in by_pool.items():
-        if pool == baseline:
-            continue
-        shared = sorted(seeds.keys() & by_pool[baseline].keys())
-        for metric in seeds[shared[0]] if shared else ():
-            a = [seeds[seed][metric] for seed in shared]
-            b = [by_pool[baseline][seed][metric] for seed in shared]
-            if all(map(math.isfinite, a + b)):
-                items = by_items[metric]
-                found.append(Paired(metric, pool, baseline, a, b, 1 / items))
-    return compare_pairs(found, primary, confidence)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import yaml
@@ -40,6 +41,7 @@ from mmrep.training.tracking import Tracker
 from mmrep.training.watch import DataWatch
 
 LOG = logging.getLogger("mmrep")
+Recipe = TypeVar("Recipe", bound=TrainConfig)
 
 
 @dataclass
@@ -175,7 +177,9 @@ def build_run(config: TrainConfig, label: str = "train") -> Run:
     with accelerator.local_main_process_first():  # the other processes of the host then find the indexes in the cache
         sources = Sources(config.data, index_progress())
     tests = [open_set(each) for each in config.evaluation.sets]
-    model = build_model(config.model, config.seed, sigmoid=config.loss.kind == "sigmoid")
+    model = build_model(
+        config.model, config.seed_of("trunk"), config.loss.kind == "sigmoid", head_seed=config.seed_of("head")
+    )
     model.precision = config.training.resolved()
     model.set_grad_checkpointing(config.training.grad_checkpointing)
     steps = build_steps(config, model, sources, accelerator)
@@ -245,7 +249,7 @@ def start_line(config: TrainConfig, model: DualEncoder, accelerator: Accelerator
     )
 
 
-def with_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+def with_precision(config: Recipe, device: torch.device) -> Recipe:
     """Return the config with the precision that `auto` means on a device: bf16 on GPUs that have it, else fp32."""
     if config.training.precision != "auto":
         return config

@@ -25,7 +25,7 @@ def loader_workers(config: TrainConfig) -> int:
 
 def build_steps(config: TrainConfig, model: DualEncoder, sources: Sources, accelerator: Accelerator) -> Steps:
     """Return the batches of this process."""
-    plan = Plan(config.seed, config.training.global_batch, config.training.steps, phases(config, model))
+    plan = Plan(config.seed_of("data"), config.training.global_batch, config.training.steps, phases(config, model))
     with accelerator.local_main_process_first():
         decoded = keep_decoded(sources, config.data)
     return Steps(

@@ -15,6 +15,7 @@ LOG = logging.getLogger("mmrep")
 RUN_CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
 METRICS, SUMMARY, RESULTS = "metrics.jsonl", "summary.json", "results.json"
 STUDY, SWEEP, FINAL, OUTCOMES = "study.yaml", "sweep.json", "final", "outcomes"
+HISTORY, DIAGNOSTICS, MAPS = "history.jsonl", "diagnostics.json", "patch_weights.png"
 
 _KINDS = (
     ("a study", (STUDY,)),

@@ -165,7 +165,10 @@ def _changes(before: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any
         "loss": LossConfig(),
         "training": TrainingConfig(),
     }
-    defaults = {"resume_changes": "refuse"} | {name: plain(dataclasses.asdict(part)) for name, part in parts.items()}
+    seeds = {"data": None, "trunk": None, "head": None}
+    defaults: dict[str, Any] = {"resume_changes": "refuse", "seeds": seeds} | {
+        name: plain(dataclasses.asdict(part)) for name, part in parts.items()
+    }
     found = changed_fields(_long(_filled(before, defaults)), _long(now))
     return {key: values for key, values in found.items() if not key.startswith(_PLACE)}
 

@@ -63,7 +63,7 @@ class Tracker:
         """Return the seconds of training since the last line of metrics."""
         return max(time.perf_counter() - self._since - self._paused, 1e-9)
 
-    def log(self, step: int, **metrics: float) -> None:
+    def log(self, step: int, **metrics: float | list[float]) -> None:
         """Write a line of metrics after `step` steps, with time, samples seen, epoch, and the rate since the last."""
         now, seconds = time.perf_counter(), self.elapsed()
         rate = (step - self._from) * self.global_batch / seconds

@@ -33,6 +33,7 @@ from mmrep.training.resume import is_finished, plain
 from mmrep.training.signals import Stopped, StopSignal
 
 LOG = logging.getLogger("mmrep")
+MOST_EXPONENTS = 64
 
 
 def train(config: TrainConfig, resume_command: str, label: str = "train") -> Path:
@@ -55,12 +56,12 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
     device = distributed.start()
     config = with_precision(config, device)
     distributed.advise(f"continue with: {resume_command}")
-    # The first process answers for all, since it may change the folder before another one looks.
     first = distributed.rank() == 0
-    if config.resume == "auto" and distributed.any_process(first and is_finished(config), device):
-        LOG.info("%s is finished already: see %s", folder, folder / SUMMARY)
+    if _finished(config, device):
         return folder
     with StopSignal() as stop, locked(folder) if first else nullcontext():
+        if _finished(config, device):  # by another process, before this one got the lock
+            return folder
         at_step: int | None = None
         try:
             run = build_run(config, label)
@@ -84,6 +85,15 @@ def train(config: TrainConfig, resume_command: str, label: str = "train") -> Pat
     return folder
 
 
+def _finished(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether a run that is to be continued is finished already. All processes get the first one's answer."""
+    ask = config.resume == "auto" and distributed.rank() == 0
+    found = config.resume == "auto" and distributed.any_process(ask and is_finished(config), device)
+    if found:
+        LOG.info("%s is finished already: see %s", config.output_dir, Path(config.output_dir) / SUMMARY)
+    return found
+
+
 def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
     """Run the training loop: fetch, forward, loss, step, log, evaluate, save."""
     config = run.config.training
@@ -92,7 +102,7 @@ def fit(run: Run, stop: StopSignal, resume_command: str) -> None:
     stop.patient = True
     for step, loaded in enumerate(run.batches(), start=run.first_step):
         # Dropout is drawn from (seed, step, rank), so that a resumed run draws the same.
-        torch.manual_seed(derive_seed(run.config.seed, f"step {step} rank {distributed.rank()}"))
+        torch.manual_seed(derive_seed(run.config.seed_of("data"), f"step {step} rank {distributed.rank()}"))
         run.seen[1] += int(loaded.checksum)
         batch = loaded.batch.to(run.device)
 
@@ -165,13 +175,16 @@ def log(run: Run, step: int, loss: torch.Tensor, norm: torch.Tensor | None) -> N
             raise run.diverged(f"the {name.replace('_', ' ')} is {metrics[name]} at step {step}")
 
 
-def exponent_range(head: nn.Module) -> dict[str, float]:
-    """Return the least, median and greatest exponent of a head's power means, or nothing where it has none."""
+def exponent_range(head: nn.Module) -> dict[str, Any]:
+    """Return the least, median and greatest exponent of a head's power means, and all where they are few."""
     exponents = exponents_of(head)
     if exponents is None:
         return {}
     values = {"min": exponents.min(), "median": exponents.median(), "max": exponents.max()}
-    return {f"exponent_{name}": round(float(value), 5) for name, value in values.items()}
+    found: dict[str, Any] = {f"exponent_{name}": round(float(value), 5) for name, value in values.items()}
+    if 1 < exponents.numel() <= MOST_EXPONENTS:
+        found["exponents"] = [round(value, 4) for value in exponents.flatten().tolist()]
+    return found
 
 
 def timed(run: Run, work: Any, *args: Any) -> None:

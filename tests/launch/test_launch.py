@@ -18,7 +18,7 @@ from mmrep.config.checks import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
-SCRIPT = LAUNCH / "slurm.sh"
+SCRIPT, ARRAY = LAUNCH / "slurm.sh", LAUNCH / "study_array.sh"
 SUFFIXES = (".yaml", ".py", ".sh")
 
 
@@ -57,7 +57,7 @@ def test_readme_names_every_file() -> None:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command_of_the_readme(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert words[0] == "accelerate" or "launch/slurm.sh" in words
+    assert words[0] == "accelerate" or {"launch/slurm.sh", "launch/study_array.sh"} & set(words)
     if words[0] == "accelerate":
         args = parsed(words)
         if args.module:
@@ -174,10 +174,11 @@ def test_comments_show_commands_of_the_readme() -> None:
     assert all(words in commands() for words in shown)
 
 
-def test_script_is_bash() -> None:
-    assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True, text=True).stderr == ""
-    assert SCRIPT.stat().st_mode & stat.S_IXUSR
-    lines = SCRIPT.read_text().splitlines()
+@pytest.mark.parametrize("script", [SCRIPT, ARRAY], ids=lambda path: path.name)
+def test_script_is_bash(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
+    assert script.stat().st_mode & stat.S_IXUSR
+    lines = script.read_text().splitlines()
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert options and max(options) < first_command, "sbatch stops reading options at the first command"
@@ -197,7 +198,7 @@ class Cluster:
             f'case "$1 $2" in\n"show hostnames") printf "n7\\nn8\\n";;\n"show job") echo JobState={state};;\nesac',
         )
         self.command("scancel", f"kill -TERM $(cat {folder}/worker)")
-        for worker in ("accelerate", "python"):
+        for worker in ("accelerate", "python", "mmrep"):
             self.command(worker, f"echo $$ > {folder}/worker\n{work}")
 
     def command(self, name: str, body: str) -> None:
@@ -205,14 +206,14 @@ class Cluster:
         path.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.log}\n{body}\n')
         path.chmod(0o755)
 
-    def start(self, *args: str, nodes: int = 2, gpus: int = 8) -> subprocess.Popen[str]:
+    def start(self, *args: str, nodes: int = 2, gpus: int = 8, script: Path = SCRIPT) -> subprocess.Popen[str]:
         slurm = {"JOB_ID": "20042", "JOB_NUM_NODES": nodes, "JOB_NODELIST": "n[7-8]", "GPUS_ON_NODE": gpus}
         env = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
         env["PATH"] = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         pipe = subprocess.PIPE
-        return subprocess.Popen(["bash", SCRIPT, *args], env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(["bash", script, *args], env=env, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
 
-    def signalled(self, *args: str, **size: int) -> int:
+    def signalled(self, *args: str, **size: Any) -> int:
         """Exit status of a job that gets SLURM's warning once its work has begun."""
         job = self.start(*args, **size)
         deadline = time.monotonic() + 20
@@ -287,3 +288,27 @@ def test_slurm_script_says_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "train.py").unlink()
     job = cluster.start(*ARGS)
     assert "submit from the repository's root" in job.communicate(timeout=20)[1] and job.returncode == 2
+
+
+def test_array_task_takes_part_in_the_study(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "exit 0")
+    job = cluster.start(*ARGS, script=ARRAY)
+    assert job.communicate(timeout=20) == ("", "") and job.returncode == 0
+    said = cluster.calls("mmrep")
+    assert said == ["mmrep compare --config configs/x.yaml --output_dir runs/x y --optim.lr 1e-3 --join"]
+    assert not cluster.calls("scontrol")
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "requeued"), [("RUNNING", 75, True), ("CANCELLED", 75, False), ("RUNNING", 1, False)]
+)
+def test_array_task_that_is_stopped(tmp_path: Path, state: str, status: int, requeued: bool) -> None:
+    cluster = Cluster(tmp_path, UNTIL_TERM.format(status), state=state)
+    assert cluster.signalled(*ARGS, script=ARRAY) == status
+    assert any(call.startswith("scontrol requeue") for call in cluster.calls("scontrol")) == requeued
+
+
+def test_array_task_says_what_it_needs(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "exit 0")
+    job = cluster.start(script=ARRAY)
+    assert "usage: sbatch --array" in job.communicate(timeout=20)[1] and job.returncode == 2

@@ -110,7 +110,9 @@ def embed_set(
     """
 
     def encode(views: Views) -> list[Tensor]:
-        return [model.encode_image(views[centre_of(model)].to(model.device)) for model in models]
+        # Models that share a trunk recognise a batch that they have seen by the tensor itself.
+        moved = {view: pixels.to(models[0].device) for view, pixels in views.items()}
+        return [model.encode_image(moved[centre_of(model)]) for model in models]
 
     return embed_images(encode, sorted({centre_of(model) for model in models}), records, config, name, quiet)
 

@@ -1,0 +1,35 @@
+"""`mmrep screen`."""
+
+import dataclasses
+
+from mmrep.cli import compare
+from mmrep.cli.terminal import say
+from mmrep.cli.train import check_early, invocation
+from mmrep.config.tree import ScreenConfig
+from mmrep.training.signals import Stopped
+
+
+def run(options: ScreenConfig, argv: list[str]) -> None:
+    """Compare every pooling of a study on one frozen trunk, and write the report."""
+    check_early(options)
+    again = invocation("screen", argv)
+    try:
+        from mmrep.study.report import terminal
+        from mmrep.study.runner import compare_on_one_trunk
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
+    results = compare_on_one_trunk(options, again)
+    say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/results.json, report.md")
+    compare.raise_failures(results)
+
+
+VERB = dataclasses.replace(
+    compare.VERB,
+    options=ScreenConfig,
+    run=run,
+    lead=("config", "trunk", "trunk_steps", *compare.VERB.lead[1:]),
+    examples=(
+        "mmrep screen --config configs/quickstart.yaml",
+        "mmrep screen --config configs/cifar10.yaml --trunk runs/cifar10 --study.pools cls avg ggem --study.seeds 0 1",
+    ),
+)
