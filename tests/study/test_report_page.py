@@ -19,7 +19,7 @@ from mmrep.study.report.citing import methods
 from mmrep.study.report.facts import Facts
 from mmrep.study.report.html import html_text
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
 FULL = full_results(seeds=20)
 
 
@@ -255,8 +255,18 @@ def test_everything_is_readable_without_script(browser: Any, place: Path) -> Non
         assert page.url.endswith("#term-sd")
 
 
-def test_labels_of_charts_lie_inside_them(browser: Any, place: Path) -> None:
-    with Visit(browser, place) as page:
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["full", "long names"])
+def test_labels_of_charts_lie_inside_them(browser: Any, place: Path, name: str, width: int, tmp_path: Path) -> None:
+    if name == "long names":
+        heads = (
+            "avg",
+            "concat_ggem_groups-12_learn-false_and_another",
+            "ggem_groups-12_learn-false_p-3.0_negatives-keep",
+        )
+        place = write_report(tmp_path, study_results(heads, seeds=4))
+    with Visit(browser, place, width=width) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
         outside = page.evaluate(
             """() => [...document.querySelectorAll('svg.chart')].flatMap(chart => {
                 const box = chart.getBoundingClientRect();

@@ -115,14 +115,9 @@ def badges(facts: Facts) -> list[Badge]:
             )
         )
     count = len(facts.seeds)
-    few = count < MIN_SEEDS
-    made.append(
-        Badge(
-            plural(count, "seed"),
-            "warn" if few else "plain",
-            f"Fewer than {MIN_SEEDS} seeds: no verdicts." if few else "Every arm was trained once with each seed.",
-        )
-    )
+    whole = "Every arm was trained once with each seed." if facts.complete else "Not every arm has a run of every seed."
+    few = f"Fewer than {MIN_SEEDS} seeds: no verdicts. " if count < MIN_SEEDS else ""
+    made.append(Badge(plural(count, "seed"), "warn" if few else "plain", f"{few}{whole}"))
     return made
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmrep.study.report.answer import interval_of, verdict_of
+from mmrep.study.report.answer import interval_of, plural, verdict_of
 from mmrep.study.report.facts import Facts, named
 from mmrep.study.report.figures import Axis, Slopes
 from mmrep.study.report.model import Column, Panels, Row, Section, Table
@@ -83,7 +83,8 @@ def main_table(facts: Facts) -> Table | None:
     if metric is None:
         return None
     judged = any(entry["verdict"] for entry in facts.contrasts)
-    note = f"{named(metric)}, in percent; differences to {facts.baseline} in percentage points."
+    versus = f"; differences to {facts.baseline} in percentage points" if facts.results["paired"] else ""
+    note = f"{named(metric)}, in percent{versus}."
     if judged:
         note += (
             " Verdicts, adjusted p-values and simultaneous intervals belong to the registered contrasts (the family); "
@@ -135,7 +136,9 @@ def contrast_tables(facts: Facts) -> list[Table]:
 def remarks(facts: Facts) -> list[str]:
     """Return the remarks that a reader needs to judge the tables."""
     results, count = facts.results, len(facts.seeds)
-    lines = [f"{count} seed{'s' if count > 1 else ''} an arm; differences are percentage points."]
+    most = "" if facts.complete else "at most "
+    lines = [f"{most}{plural(count, 'seed')} an arm; differences are percentage points."]
+    lines[0] = lines[0][0].upper() + lines[0][1:]
     if count < MIN_SEEDS:
         lines.append(
             f"Fewer than {MIN_SEEDS} seeds: the differences stand without a verdict. Another seed may turn their "
@@ -215,15 +218,13 @@ def data_table(facts: Facts) -> Table:
         Column("p", "p", "p"), Column("p_adjusted", "p_adjusted", "p"), Column("p_holm", "p_holm", "p"),
         Column("verdict", "verdict"), Column("values", "value", "seeds"),
     ]  # fmt: skip
-    rows = [arm_row(facts, arm, metric) for metric in facts.metrics for arm in facts.arms]
-    rows = [{**row, "baseline": facts.baseline} for row in rows]
-    rows = [{key: _plain(key, value) for key, value in row.items()} for row in rows]
+    rows: list[Row] = []
+    for metric in facts.metrics:
+        for arm in facts.arms:
+            entry = facts.difference(metric, arm, facts.baseline)
+            verdict = entry["verdict"] if entry else None
+            rows.append({**arm_row(facts, arm, metric), "baseline": facts.baseline, "verdict": verdict})
     return Table("results", columns, rows)
-
-
-def _plain(key: str, value: Any) -> Any:
-    """Return a cell of results.csv: intervals stay typed, and no verdict is an empty cell."""
-    return None if key == "verdict" and not value else value
 
 
 def section(facts: Facts) -> Section:

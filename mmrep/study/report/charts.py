@@ -7,6 +7,7 @@ from mmrep.study.report.figures import Axis, Dots, Figure, Forest, Line, Lines, 
 from mmrep.study.report.forest import forest, narrow_forest, slopes
 from mmrep.study.report.model import Look
 from mmrep.study.report.svg import (
+    BOLD,
     CHAR,
     DASHES,
     Scale,
@@ -164,7 +165,7 @@ def _spot(a: float, b: float, size: float, taken: list[Box], inside: Box) -> Box
 def dots(key: str, figure: Dots, looks: dict[str, Look]) -> str:
     """Return a dot plot: full, half-strong and hollow marks joined by a line."""
     step, width, top = 24.0, 400.0, 34.0
-    left = min(150.0, CHAR * max(len(row.arm) for row in figure.rows) + 20)
+    left = min(160.0, CHAR * BOLD * max(len(row.arm) for row in figure.rows) + 20)
     bottom = top + step * len(figure.rows)
     low, high = padded([value for row in figure.rows for value in row.values])
     scale = Scale(max(low, 0.0) if low > -0.05 else low, high, left, width - 14)
@@ -180,6 +181,6 @@ def dots(key: str, figure: Dots, looks: dict[str, Look]) -> str:
         marks = element("line", x1=min(places), x2=max(places), y1=y, y2=y, class_="whisker")
         for kind, at, value, name in reversed(list(zip(kinds, places, row.values, figure.marks, strict=True))):
             marks += marker(look.shape, at, y, 4.6, hint(f"{row.arm}, {name}: {100 * value:.1f}%"), class_=kind)
-        parts.append(text(left - 12, y + 4, cut(row.arm, left), text_anchor="end", class_="name"))
+        parts.append(text(left - 12, y + 4, cut(row.arm, (left - 14) / BOLD), text_anchor="end", class_="name"))
         parts.append(element("g", marks, class_=f"a{look.colour}"))
     return chart(key, width, bottom + 40, figure.title, figure.summary, "".join(parts))

@@ -62,14 +62,13 @@ def _inference(facts: Facts) -> str:
             f"The primary metric was {named(facts.primary or '')}; with fewer than {MIN_SEEDS} seeds we claim no "
             "differences."
         )
-    together = (
-        f"simultaneous {100 * results['confidence']:g}% confidence intervals for "
-        f"{plural(family, 'registered contrast')}"
-    )
+    simultaneous = "simultaneous " if family > 1 else ""
+    method = facts.contrasts[0]["method"].split(", simultaneous")[0]
     text = (
         f"The primary metric, chosen beforehand, was {named(facts.primary or '')}. The unit of inference is the "
         "training "
-        f"run: we give {together}, from {facts.contrasts[0]['method']}."
+        f"run. We report {simultaneous}{100 * results['confidence']:g}% confidence intervals for "
+        f"{plural(family, 'registered contrast')} ({method})."
     )
     margins = sorted({each["margin"] for each in facts.contrasts if each["margin"] is not None})
     if margins:
@@ -84,7 +83,8 @@ def latex_table(facts: Facts) -> str:
     """Return the table of all arms in the primary metric, for booktabs."""
     metric = facts.main_metric or ""
     head = f"Arm & {latex(named(metric))} (\\%) & $\\Delta$ to {latex(facts.baseline)} & Interval & Verdict \\\\"
-    lines = [r"% \usepackage{booktabs}", r"\begin{tabular}{lrrcl}", r"\toprule", head, r"\midrule"]
+    note = "% Intervals of registered contrasts hold all at once, others one at a time; a verdict marks the former."
+    lines = [r"% \usepackage{booktabs}", note, r"\begin{tabular}{lrrcl}", r"\toprule", head, r"\midrule"]
     for arm in facts.arms:
         spread, entry = facts.spread(arm, metric), facts.difference(metric, arm, facts.baseline)
         value = f"${100 * facts.mean(arm, metric):.2f}" + ("$" if spread is None else f" \\pm {100 * spread:.2f}$")

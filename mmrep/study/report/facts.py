@@ -55,6 +55,11 @@ class Facts:
             found[arm] = Look(1 + place % COLOURS, shape % SHAPES)
         return found
 
+    @property
+    def complete(self) -> bool:
+        """Whether every arm has a run of every seed."""
+        return len(self.results["runs"]) == len(self.arms) * len(self.seeds)
+
     def head(self, arm: str) -> str:
         """Return the head of an arm, without the study's axes."""
         return self._runs[arm][0]["head"]

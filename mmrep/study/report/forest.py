@@ -3,6 +3,7 @@
 from mmrep.study.report.figures import Forest, ForestRow, Slopes
 from mmrep.study.report.model import Look
 from mmrep.study.report.svg import (
+    BOLD,
     CHAR,
     Scale,
     chart,
@@ -76,7 +77,7 @@ def _estimate(row: ForestRow) -> str:
 def forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
     """Return a wide forest plot: label, intervals, estimate and verdict in one row."""
     rows, dots = figure.rows, any(len(row.seeds.values) > 1 for row in figure.rows)
-    label = min(260.0, max(90.0, CHAR * 1.2 * max(len(row.label) for row in rows) + 20))
+    label = min(290.0, max(90.0, CHAR * BOLD * max(len(row.label) for row in rows) + 20))
     verdicts = max(len(row.verdict) for row in rows)
     right = 150 + (CHAR * verdicts + 16 if verdicts else 0)
     step, width, top = (38 if len(rows) <= 10 else 28) if dots else 26, 860.0, 12.0
@@ -87,7 +88,9 @@ def forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
     parts.append(element("line", x1=scale(0), x2=scale(0), y1=top, y2=bottom, class_="zero"))
     for row, (y, _) in zip(rows, tops, strict=True):
         middle = y + (step * 0.4 if dots else step / 2)
-        parts.append(text(label - 14, middle + 4, cut(row.label, label / 1.2), text_anchor="end", class_="name"))
+        parts.append(
+            text(label - 14, middle + 4, cut(row.label, (label - 16) / BOLD), text_anchor="end", class_="name")
+        )
         parts.append(_mark(row, looks.get(row.arm, Look(0, 0)), scale, middle, dots, step * 0.3))
         parts.append(text(width - right, middle + 4, _estimate(row), class_="figure"))
         parts.append(text(width - right + 150, middle + 4, row.verdict, class_="verdict") if row.verdict else "")
@@ -97,9 +100,7 @@ def forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
 def narrow_forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
     """Return a narrow forest plot: label and estimate above each interval."""
     rows, dots, width, top = figure.rows, any(len(row.seeds.values) > 1 for row in figure.rows), 360.0, 4.0
-    step = (54 if any(row.verdict for row in rows) else 44) if dots else 38
-    if dots and any(row.verdict for row in rows):
-        step = 62
+    step = 38 + 6 * dots + 18 * any(row.verdict for row in rows)
     bottom = top + step * len(rows)
     scale = Scale(*_range(rows), 8, width - 8)
     tops = [(top + step * i, top + step * (i + 1)) for i in range(len(rows))]
@@ -111,7 +112,7 @@ def narrow_forest(key: str, figure: Forest, looks: dict[str, Look]) -> str:
             zone = y + (34 if row.verdict else 20)
             start, size = scale(-row.margin), scale(row.margin) - scale(-row.margin)
             parts.insert(0, element("rect", x=start, y=zone, width=size, height=end - zone, class_="band"))
-        parts.append(text(4, line, cut(row.label, width - 20 - CHAR * len(estimate)), class_="name halo"))
+        parts.append(text(4, line, cut(row.label, (width - 24 - CHAR * len(estimate)) / BOLD), class_="name halo"))
         parts.append(text(width - 4, line, estimate, text_anchor="end", class_="figure halo"))
         if row.verdict:
             line += 14
@@ -139,8 +140,10 @@ def slopes(key: str, figure: Slopes, looks: dict[str, Look]) -> str:
         element("g", marker(other.shape, left, scale(means[0]), 4.5, class_="mean"), class_=f"a{other.colour}")
     )
     parts.append(marker(look.shape, right, scale(means[1]), 4.5, class_="mean"))
-    parts.append(text(left, height - 18, cut(figure.b, 100), text_anchor="middle", class_="name"))
-    parts.append(text(right, height - 18, cut(figure.a, 100), text_anchor="middle", class_="name"))
+    for place, name in ((left, cut(figure.b, 100 / BOLD)), (right, cut(figure.a, 100 / BOLD))):
+        half = CHAR * BOLD * len(name) / 2
+        middle = min(max(place, half), width - half)
+        parts.append(text(middle, height - 18, name, text_anchor="middle", class_="name"))
     content = element("g", "".join(parts), class_=f"a{look.colour}")
     return chart(key, width, height - 6, figure.title, figure.summary, content)
 

@@ -58,7 +58,7 @@ def _gallery(group: PictureSet) -> Gallery:
         caption = "The first images that each head returns for a caption. The right one has a frame and a tick."
         return Gallery(group["title"], caption, [_retrieved(item, pools) for item in group["items"]])
     caption = (
-        "Chosen because the two heads differ, so they do not show how often that happens; the tables do. Next to each "
+        "Chosen because the two heads differ, so they do not show how often that happens; the tables do. Below each "
         "image: where each head looks, and what it answers."
     )
     return Gallery(group["title"], caption, [_classified(item, pools, group["a"]) for item in group["items"]])

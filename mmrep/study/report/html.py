@@ -22,6 +22,7 @@ from mmrep.study.report.values import Cell, Interval, Seeds
 
 _FEW_ANSWERS = 4
 _LARGEST_SHEET = 1_000_000
+_LONG_NAME = 18
 
 
 def html_text(report: Report, sheets: dict[str, str] | None = None) -> str:
@@ -41,6 +42,7 @@ def html_text(report: Report, sheets: dict[str, str] | None = None) -> str:
         script=Markup(script),  # noqa: S704  # our own file
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         few=_FEW_ANSWERS,
+        long_name=_LONG_NAME,
         kind=_kind,
         cell=lambda table, column, row: _cell(report, table, column, row.get(column.key)),
         sort_value=_sort_value,
@@ -77,7 +79,9 @@ def _cell(report: Report, table: Table, column: Column, value: Cell) -> Markup:
     if column.kind == "verdict" and value:
         stem = re.split(r"[,(]", text)[0].strip().replace(" ", "-")
         return Markup('<span class="v {}">{}</span>').format(stem, text)
-    return escape(text)
+    if len(text) <= _LONG_NAME or column.kind != "text":
+        return escape(text)
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(text))))  # noqa: S704  # a long name may be broken
 
 
 def _metric(table: Table, value: Seeds) -> Cell:

@@ -14,6 +14,9 @@ from mmrep.study.report.figures import Axis
 CHAR = 6.4
 """Width of an average character of a chart's text (11 px) in pixels."""
 
+BOLD = 1.25
+"""Width of bold text as a multiple of that of plain text."""
+
 DASHES = ("", "6 3", "2 3", "9 3 2 3", "12 3", "4 2 1 2 1 2")
 
 

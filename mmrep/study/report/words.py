@@ -57,8 +57,8 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "verdict": (
         "verdict",
-        "better or worse: the interval excludes zero. equivalent: it does not, and lies within ± the margin. cannot "
-        "tell: neither. There is no verdict below 3 seeds, and none on exploratory metrics.",
+        "Better or worse: the interval excludes zero. Equivalent: it includes zero and lies within ± the margin. "
+        "Cannot tell: neither. There is no verdict below 3 seeds, and none on exploratory metrics.",
     ),
     "margin": (
         "margin",
