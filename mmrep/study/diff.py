@@ -155,7 +155,7 @@ def join_runs(names: Mapping[str, str]) -> list[Joined]:
     )
     found = []
     for name in common:
-        first, second = (_read(folder / f"{name}.npz") for folder in folders)
+        first, second = (outcome_arrays(folder / f"{name}.npz") for folder in folders)
         found += join(name, first, second, _classnames(folders[0] / f"{name}.per_class.csv"))
     require(bool(found), f"{', '.join(common)}: no set with captions, or with one class an image")
     return found
@@ -178,7 +178,12 @@ def outcomes_folder(source: str) -> Path:
     return folder
 
 
-def _read(path: Path) -> dict[str, NDArray]:
+def outcome_arrays(path: Path) -> dict[str, NDArray]:
+    """Return the arrays of a file that an evaluation wrote for a model and a set.
+
+    Raises:
+        DamagedFile: it is missing or can't be read.
+    """
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}

@@ -19,7 +19,10 @@ from mmrep.study.shots import chosen, heat_maps, picture_of
 SIDE = 128
 SHOWN = 12
 """Samples of each kind on a contact sheet."""
-MAPS_NOTE = "Colours over a grey image: what each patch adds to the image embedding (red) or takes away from it (blue)."
+MAPS_NOTE = (
+    "Colours over a grey image: what each patch adds to the image embedding (red) or takes away from it (blue). "
+    "No colours: the head does not read the patches."
+)
 
 
 class Answers(NamedTuple):
