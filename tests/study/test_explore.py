@@ -20,6 +20,7 @@ from mmrep.cli.explore_page import described_html, found_html, safe
 from mmrep.config.checks import ConfigError
 from mmrep.config.study import DiagnosticsConfig, StudyConfig
 from mmrep.config.tree import ScreenConfig, TrainConfig
+from mmrep.evaluation.tasks.zeroshot import embed_classes
 from mmrep.files import read_json
 from mmrep.study.explore import Description, Explorer, Hit, open_study
 from mmrep.study.runner import compare_on_one_trunk
@@ -65,10 +66,15 @@ def test_the_first_image_is_the_one_that_evaluation_ranks_first(study: Path, cap
 def test_the_first_class_is_the_one_that_evaluation_predicts(study: Path, classes: Explorer) -> None:
     assert classes.texts == ["red", "green", "blue", "yellow"]
     records, right = classes.context.evalset.records, dict.fromkeys(classes.models, 0)
+    names = {
+        label: images @ embed_classes(model, classes.context.evalset, 8).T
+        for (label, model), images in zip(classes.models.items(), classes.context.images, strict=True)
+    }
     for row in range(len(records)):
         picture = Image.fromarray(records.image(row).permute(1, 2, 0).numpy())
         for label, each in classes.describe(picture, 2).items():
-            assert len(each.answers) == 2 and each.answers[0][1] >= each.answers[1][1]
+            expected = names[label][row].topk(2).values.tolist()
+            assert [score for _, score in each.answers] == pytest.approx(expected, abs=1e-5)
             right[label] += each.answers[0][0] == classes.texts[records.label(row)]
     assert {label: count / 16 for label, count in right.items()} == recorded(study, "colours/acc1")
 
