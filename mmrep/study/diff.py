@@ -29,7 +29,7 @@ TITLES: dict[Way, tuple[str, str]] = {
 }
 BOTH, NEITHER = "both", "neither"
 _CLASSES = 10
-_UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Joined(NamedTuple):
@@ -186,7 +186,10 @@ def outcome_arrays(path: Path) -> dict[str, NDArray]:
     """
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
+            if "keys" not in found:
+                raise ValueError("no keys of samples in it")
+            return found
     except _UNREADABLE as error:
         raise DamagedFile(f"{path}: can't be read: {' '.join(str(error).split())}; give --data DIR instead") from error
 

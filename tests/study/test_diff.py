@@ -154,6 +154,10 @@ def test_what_can_not_be_compared_is_said_in_one_line(tmp_path: Path, capsys: py
         assert main(["diff", *map(str, words)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"mmrep diff: error: {message}"), line
-    (a / "outcomes/a-0/s.npz").write_bytes(b"PK")
+    place = a / "outcomes/a-0/s.npz"
+    place.write_bytes(b"PK")
     assert main(["diff", str(a), str(c)]) == 1
-    assert "s.npz: can't be read" in capsys.readouterr().err
+    assert f"{place}: can't be read: " in capsys.readouterr().err
+    np.savez(place, label=np.zeros(2))
+    assert main(["diff", str(a), str(c)]) == 1
+    assert f"{place}: can't be read: no keys of samples in it" in capsys.readouterr().err
