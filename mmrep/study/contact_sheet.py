@@ -11,7 +11,7 @@ from mmrep.markup import one_line
 _GAP, _LINE, _TEXT, _TITLE = 6, 15, 12, 16
 _WIDE = 1200
 """Pixels that tiles fill from left to right, about."""
-_LINES = 4
+_LINES = 6
 
 
 class Tile(NamedTuple):
