@@ -49,6 +49,8 @@ VERBS = {
     "eval": _Entry(
         "evaluate:VERB", "zero-shot, retrieval, probes", "mmrep eval --model runs/x --suite eval/suites/small.yaml"
     ),
+    "diff": _Entry("diff:VERB", "who is right where two models differ", "mmrep diff runs/a runs/b --data DIR"),
+    "explore": _Entry("explore:VERB", "search with each pooling in a browser", "mmrep explore studies/quickstart"),
     "embed": _Entry("embed:VERB", "write embeddings", "mmrep embed --model runs/x --data DIR --output_dir FOLDER"),
     "sweep": _Entry("sweep:VERB", "choose the exponent p", "mmrep sweep --model runs/x --p 1 2 3 4.6 10"),
     "export": _Entry("export:VERB", "write for other libraries", "mmrep export --model runs/x --output_dir FOLDER"),

@@ -37,6 +37,7 @@ def heat_map_picture(image: Pixels, weights: Float[Tensor, "rows columns"], limi
     height, width = image.shape[1:]
     figure = _figure(2 * _INCHES, 2 * _INCHES * height / width)
     axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
     _draw_weights(axes, image, weights, float(weights.abs().max()) if limit is None else limit)
     return _rendered(figure)
 

@@ -11,19 +11,18 @@ from typing import Any
 from mmrep import __version__
 from mmrep.config.schema import read_fields
 from mmrep.config.tree import CompareConfig, ScreenConfig
-from mmrep.files import DamagedFile, read_json, read_json_lines, write_errors, write_json
+from mmrep.files import read_json, read_json_lines, write_errors, write_json
 from mmrep.study.comparison import compare_arms
 from mmrep.study.images import RunOutcomes
+from mmrep.study.kept import read_diagnostics, read_pictures
 from mmrep.study.plan import FAILURE, PlannedRun, plan_runs, read_tuning
 from mmrep.study.report import write_report
 from mmrep.study.results import RESULTS as STUDY_RESULTS
 from mmrep.study.results import SCHEMA, metrics_of
 from mmrep.study.statistics import Difference
 from mmrep.training.output import (
-    DIAGNOSTICS,
     HISTORY,
     INITIAL,
-    MAPS,
     METRICS,
     RESULTS,
     STUDY,
@@ -129,8 +128,10 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
         "mmrep": __version__,
         "curves": {f"{run.pool}-{run.seed}": curve(run.folder) for run in runs},
     }
-    if found := _diagnostics(config, runs):
+    if found := read_diagnostics(config, runs):
         results["diagnostics"] = found
+    if pictures := read_pictures(Path(config.output_dir)):
+        results["pictures"] = pictures
     return results
 
 
@@ -280,21 +281,3 @@ def _differences(
     outcomes = RunOutcomes({(run.pool, run.seed): run.folder for run in runs})
     detect = study.primary.detect / 100
     return compare_arms(entries, study.contrasts(), study.reference, primary, study.confidence, detect, outcomes)
-
-
-def _diagnostics(config: CompareConfig, runs: list[PlannedRun]) -> dict[str, Any]:
-    """Return the diagnostics of all runs by `POOL-SEED`, the set and the metric, or nothing where a run has none."""
-    found = {}
-    for run in runs:
-        try:
-            found[f"{run.pool}-{run.seed}"] = read_json(run.folder / DIAGNOSTICS)
-        except FileNotFoundError:
-            return {}
-        except DamagedFile as error:
-            LOG.warning("%s", error)
-            return {}
-    if not found:
-        return {}
-    about = next(iter(found.values()))
-    maps = {"maps": MAPS} if (Path(config.output_dir) / MAPS).exists() else {}
-    return {"dataset": about["dataset"], "metric": about["metric"], "runs": found, **maps}

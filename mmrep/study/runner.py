@@ -20,6 +20,7 @@ from mmrep.config.tree import CompareConfig, ScreenConfig, changed_fields
 from mmrep.files import locked, write_errors, write_text
 from mmrep.study.collect import collect, finished_runs, kind_of, write_study
 from mmrep.study.diagnosis import diagnose, draw_patch_weights
+from mmrep.study.pictures import write_pictures
 from mmrep.study.plan import plan_runs
 from mmrep.study.queue import work
 from mmrep.study.screen import screen
@@ -86,6 +87,7 @@ def compare_on_one_trunk(config: ScreenConfig, command: str) -> dict[str, Any]:
             prepare(config)
             screen(config, command)
             draw_patch_weights(config, finished_runs(config))
+            write_pictures(config, finished_runs(config))
             results = collect(config, command)
             write_study(folder, results)
             return results
@@ -214,6 +216,7 @@ def _conclude(config: CompareConfig, command: str) -> dict[str, Any]:
     if first:
         write_study(folder, results)
     diagnose(config, finished_runs(config))
+    write_pictures(config, finished_runs(config))
     distributed.barrier()
     results = collect(config, command)
     if first:

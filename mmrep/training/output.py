@@ -14,19 +14,20 @@ LOG = logging.getLogger("mmrep")
 
 RUN_CONFIG, INITIAL, INVENTORY = "config.yaml", "initial.json", "shards.tsv"
 METRICS, SUMMARY, RESULTS = "metrics.jsonl", "summary.json", "results.json"
-STUDY, SWEEP, FINAL, OUTCOMES = "study.yaml", "sweep.json", "final", "outcomes"
-HISTORY, DIAGNOSTICS, MAPS = "history.jsonl", "diagnostics.json", "patch_weights.png"
+STUDY, SWEEP, FINAL, OUTCOMES, DIFF = "study.yaml", "sweep.json", "final", "outcomes", "diff.json"
+HISTORY, DIAGNOSTICS, MAPS, PICTURES = "history.jsonl", "diagnostics.json", "patch_weights.png", "pictures.json"
 
 _KINDS = (
     ("a study", (STUDY,)),
     ("a run", (METRICS, SUMMARY, "checkpoints")),
     ("an evaluation", (RESULTS, OUTCOMES)),
     ("a sweep", (SWEEP,)),
+    ("a diff", (DIFF,)),
 )
 
 
 def kind_of(folder: Path) -> str:
-    """Return what mmrep has written into a folder: `a study`, `a run`, `an evaluation`, `a sweep`, or an empty text."""
+    """Return what mmrep has written into a folder, such as `a study`, or an empty text; see _KINDS."""
     return next((kind for kind, names in _KINDS if any((folder / name).exists() for name in names)), "")
 
 
