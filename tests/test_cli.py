@@ -362,7 +362,7 @@ def test_words_replace_a_list_of_the_file(places: dict[str, str]) -> None:
         "4",
     ]
     config = parse(CompareConfig, "compare", argv)
-    assert [pool.label for pool in config.study.poolings] == ["max", "gem_p-2.0"] and config.study.seeds == [3, 4]
+    assert [pool.label for pool, _ in config.study.heads()] == ["max", "gem_p-2.0"] and config.study.seeds == [3, 4]
 
 
 def test_a_head_of_ones_own_by_plugin(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,7 +378,7 @@ def test_help_leads_with_what_matters_and_fits(name: str, capsys: pytest.Capture
     assert main([*name.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: mmrep {name}") and max(map(len, lines)) <= 140
-    if name in ("train", "compare"):
+    if name in ("train", "compare", "screen"):
         assert "The options that matter most:" in lines[:8]
     else:
         assert len(lines) <= 50

@@ -30,11 +30,7 @@ def run(options: CompareConfig, argv: list[str]) -> None:
         raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
     results = compare(options, again)
     if distributed.rank() == 0 and not options.join:
-        say(
-            "\n"
-            + terminal(results)
-            + f"\n\nwritten: {options.output_dir}/report.html, report.md, results.json, results.csv"
-        )
+        say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/report.html, report.md, results.csv")
     raise_failures(results)
 
 

@@ -19,11 +19,7 @@ def run(options: ScreenConfig, argv: list[str]) -> None:
     except KeyboardInterrupt as interrupt:
         raise Stopped(f"stopped before the first step; continue with:\n  {again}") from interrupt
     results = compare_on_one_trunk(options, again)
-    say(
-        "\n"
-        + terminal(results)
-        + f"\n\nwritten: {options.output_dir}/report.html, report.md, results.json, results.csv"
-    )
+    say("\n" + terminal(results) + f"\n\nwritten: {options.output_dir}/report.html, report.md, results.csv")
     compare.raise_failures(results)
 
 
