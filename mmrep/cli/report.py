@@ -1,11 +1,13 @@
 """`mmrep report`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmrep.cli.parsing import Verb
 from mmrep.cli.terminal import say
-from mmrep.training.output import STUDY
+from mmrep.files import DamagedFile, read_json
+from mmrep.training.output import RESULTS, STUDY
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ def run(options: Options, _: list[str]) -> None:
     folder = Path(options.study)
     config = read_study(folder)
     command = f"mmrep compare --config {folder}/{STUDY} --output_dir {folder}"
+    with suppress(FileNotFoundError, DamagedFile):
+        command = read_json(folder / RESULTS).get("command", command)
     results = dict(read_results(folder)) if config is None else collect(config, command)
     written = write_study(folder, results)
     say(terminal(results) + f"\n\nwritten: {', '.join(map(str, written))}")

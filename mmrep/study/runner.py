@@ -108,6 +108,8 @@ def prepare(config: CompareConfig) -> None:
         del recipe[name]
     recipe["kind"] = kind_of(config)
     before = read_config(folder / STUDY) if (folder / STUDY).is_file() else {}
+    if before:
+        before.setdefault("kind", "compare")
     for key, (old, new) in changed_fields(before or recipe, recipe).items():
         if not key.startswith(_NOT_RECIPE):
             raise ConfigError(
