@@ -25,10 +25,11 @@ config=$1
 output=$2
 shift 2
 
+stopped=0
+worker=
+trap 'stopped=1; [ -z "$worker" ] || kill -TERM "$worker"' TERM
 mmrep compare --config "$config" --output_dir "$output" "$@" --join &
 worker=$!
-stopped=0
-trap 'stopped=1; kill -TERM "$worker"' TERM
 
 # A trapped signal ends `wait` early: wait again until the worker has ended.
 status=0
