@@ -101,6 +101,7 @@ def test_what_can_not_be_measured_is_said(recipe: Recipe) -> None:
     assert [column.key for column in last.columns] == ["pool", "16 px", "16 ms"]
 
 
+@pytest.mark.long
 def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
     results = compare(study(recipe, sets=[SetConfig(str(colour_set / "retrieval"), name="pairs")], sizes=None), "")
     assert results["diagnostics"]["metric"] == "image_retrieval_recall@1"
@@ -187,6 +188,7 @@ def test_a_failure_inside_costs_no_study(recipe: Recipe, monkeypatch: pytest.Mon
     assert len(results["differences"]) > 0
 
 
+@pytest.mark.long
 def test_a_half_written_file_is_measured_again(recipe: Recipe) -> None:
     config = study(recipe, images=4)
     first = compare(config, "")

@@ -104,6 +104,7 @@ def test_every_head_gets_the_same_tuning_and_no_tuning_run_sees_a_test_set(recip
         compare(dataclasses.replace(config, study=dataclasses.replace(config.study, tune=TuneConfig())), COMMAND)
 
 
+@pytest.mark.long
 def test_a_value_that_fails_is_not_chosen(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(run: TrainConfig, *args: Any, **kwargs: Any) -> Path:
         if run.optim.lr > 1e-3 and (run.seed == 8 or "avg" in run.output_dir) and "tuning" in run.output_dir:
@@ -170,6 +171,7 @@ def test_a_contrast_that_is_none_is_refused(entry: Any, message: str) -> None:
         PrimaryConfig(contrasts=[entry])
 
 
+@pytest.mark.long
 def test_what_a_seed_does_not_vary_stays(recipe: Recipe) -> None:
     for vary, same in ((["head"], "data trunk"), (["data"], "trunk head"), (["trunk"], "data head")):
         config = study(recipe, "_".join(vary), seeds=[3, 4], vary=vary)
@@ -182,6 +184,7 @@ def test_what_a_seed_does_not_vary_stays(recipe: Recipe) -> None:
         assert (len(set(results["batches"].values())) == 1) == ("data" in same)
 
 
+@pytest.mark.long
 def test_the_same_head_from_other_values_is_a_control(recipe: Recipe) -> None:
     pools = [
         "avg",

@@ -11,7 +11,7 @@ import pytest
 from mutations import ABSENT, VALUES, mutated, places
 
 from mmrep.config.checks import ConfigError
-from mmrep.config.study import PrimaryConfig, StudyConfig
+from mmrep.config.study import DiagnosticsConfig, PrimaryConfig, StudyConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.study import queue
 from mmrep.study.collect import unpaired
@@ -24,11 +24,18 @@ TRAINING = {"steps": 2, "checkpoint_steps": 0}
 
 
 def study(
-    recipe: Recipe, name: str = "study", seeds: tuple[int, ...] = (0,), pools: Any = ("avg", "ggem"), **parts: Any
+    recipe: Recipe,
+    name: str = "study",
+    seeds: tuple[int, ...] = (0,),
+    pools: Any = ("avg", "ggem"),
+    images: int = 0,
+    **parts: Any,
 ) -> CompareConfig:
     config = recipe(name, **{"training": TRAINING, **parts})
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    return CompareConfig(**fields, study=StudyConfig(pools=list(pools), seeds=list(seeds)))
+    return CompareConfig(
+        **fields, study=StudyConfig(pools=list(pools), seeds=list(seeds), diagnostics=DiagnosticsConfig(images))
+    )
 
 
 def test_results_have_the_schema(recipe: Recipe) -> None:
@@ -90,7 +97,10 @@ def test_a_second_call_trains_nothing_and_more_seeds_may_be_added(recipe: Recipe
     chosen = dataclasses.replace(
         study(recipe, seeds=(0, 1, 2)),
         study=StudyConfig(
-            pools=["avg", "ggem"], seeds=[0, 1, 2], primary=PrimaryConfig("pairs/text_retrieval_recall@1")
+            pools=["avg", "ggem"],
+            seeds=[0, 1, 2],
+            primary=PrimaryConfig("pairs/text_retrieval_recall@1"),
+            diagnostics=DiagnosticsConfig(0),
         ),
     )
     other = compare(chosen, "")
@@ -196,7 +206,7 @@ def test_every_task_has_its_main_metric_in_the_first_table() -> None:
 
 def test_malformed_results_are_one_line(recipe: Recipe, unchecked: None) -> None:
     """A seeded sample of all places and values, the diagnostics' included."""
-    config = study(recipe)
+    config = study(recipe, images=8)
     results = compare(config, "")
     place, random = Path(config.output_dir) / "results.json", Random(0)
     all_places = list(places(results))
