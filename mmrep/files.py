@@ -204,7 +204,11 @@ def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
     with write_errors(place):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire()
+            try:
+                lock.acquire()
+            except FileNotFoundError:  # the last holder has just removed the folder, since nothing came of it
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
         except Timeout as error:
             holder = place.read_text(encoding="utf-8", errors="replace")[:200].strip() or "another process"
             raise Busy(
@@ -214,6 +218,7 @@ def locked(folder: Path, timeout: float = 0) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             LOG.warning("%s: this file system has no locks (%s): start no second run there", folder, error.strerror)
+        folder.mkdir(parents=True, exist_ok=True)
         place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     try:
         yield

@@ -74,6 +74,7 @@ def test_a_worker_waits_for_the_last_run_of_another_and_takes_it_over(
     config, looked = study(recipe), threading.Event()
     monkeypatch.setattr(queue.time, "sleep", lambda _: looked.set())
     done: dict[str, Any] = {}
+    (Path(config.output_dir) / "runs/avg-0").mkdir(parents=True)
     with locked(Path(config.output_dir) / "runs/avg-0"):
         worker = threading.Thread(target=lambda: done.update(compare(config, COMMAND)))
         worker.start()
