@@ -80,6 +80,7 @@ def test_everything_is_measured_kept_and_shown(recipe: Recipe, tmp_path: Path) -
         assert sheet.size[0] > 300
 
 
+@pytest.mark.long
 def test_measured_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(study(recipe, images=4), "")
     monkeypatch.setattr(diagnosis, "_measure", lambda *_: pytest.fail("measured again"))
@@ -141,6 +142,7 @@ def test_sets_that_can_not_be_diagnosed_are_passed_over(
     assert "no diagnostics: no evaluation set has captions, or one class an image" in caplog.text
 
 
+@pytest.mark.long
 def test_other_images_under_the_same_name_are_measured_again(recipe: Recipe, colour_set: Path, tmp_path: Path) -> None:
     place = tmp_path / "set"
     shutil.copytree(colour_set, place)
@@ -177,6 +179,7 @@ def test_interruption_says_how_to_go_on(recipe: Recipe, monkeypatch: pytest.Monk
         compare(study(recipe), "mmrep compare --again")
 
 
+@pytest.mark.long
 def test_a_failure_inside_costs_no_study(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory,\nsadly")

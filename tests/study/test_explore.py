@@ -51,6 +51,7 @@ def recorded(study: Path, name: str) -> dict[str, float]:
     return {run["pool"]: run["metrics"][name] for run in read_json(study / "results.json")["runs"]}
 
 
+@pytest.mark.long
 def test_the_first_image_is_the_one_that_evaluation_ranks_first(study: Path, captions: Explorer) -> None:
     assert (captions.name, captions.seed, list(captions.models)) == ("pairs", 3, ["avg", "ggem"])
     own = captions.context.texts

@@ -52,6 +52,7 @@ def outcomes(
     return ratio / images**0.5 * seed + by_image**0.5 * image + rest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [3, 5, 10, 20])
 @pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_studies_with_new_images_are_right_at_the_level(seeds: int, ratio: int) -> None:

@@ -127,6 +127,7 @@ def test_a_value_that_fails_is_not_chosen(recipe: Recipe, monkeypatch: pytest.Mo
     assert [run["pool"] for run in other["runs"]] == ["ggem"]
 
 
+@pytest.mark.long
 def test_heads_are_compared_at_the_same_point_of_the_axes(recipe: Recipe) -> None:
     config = study(recipe, axes={"optim.lr": [1e-3, 1e-2], "model.image.args.depth": [1]})
     results = compare(config, COMMAND)
@@ -201,6 +202,7 @@ def test_the_same_head_from_other_values_is_a_control(recipe: Recipe) -> None:
     assert own != other
 
 
+@pytest.mark.long
 def test_seeds_that_are_added_later_are_recorded(recipe: Recipe) -> None:
     assert compare(study(recipe, seeds=[0]), COMMAND)["history"] == []
     results = compare(study(recipe, seeds=[0, 1], pools=["avg", "ggem", "max"]), COMMAND)

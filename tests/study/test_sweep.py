@@ -82,6 +82,7 @@ POOLS: dict[str, Any] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_sweep_equals_setting_p_by_hand(
@@ -218,6 +219,7 @@ SAVED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", SAVED)
 def test_every_state_is_saved_and_loads(
     tiny: Callable[..., DualEncoder], sets: list[EvalSet], tmp_path: Path, case: str
