@@ -15,7 +15,7 @@ from mmrep.files import read_json, read_json_lines, write_errors, write_json
 from mmrep.study.comparison import compare_arms
 from mmrep.study.images import RunOutcomes
 from mmrep.study.kept import read_diagnostics, read_pictures
-from mmrep.study.plan import FAILURE, PlannedRun, plan_runs, read_tuning
+from mmrep.study.plan import PlannedRun, failed_runs, failure_of, plan_runs, read_tuning, tuning_runs
 from mmrep.study.report import write_report
 from mmrep.study.results import RESULTS as STUDY_RESULTS
 from mmrep.study.results import SCHEMA, metrics_of
@@ -91,12 +91,9 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
     )
     if obstacle:
         LOG.warning("the runs are not paired, and no differences are taken: %s", obstacle)
-    failed = [
-        {"pool": run.pool, "seed": run.seed, "message": read_json(run.folder / FAILURE)["message"]}
-        for run in plan_runs(config)
-        if (run.folder / FAILURE).exists() and run not in runs
-    ]
-    planned = len(config.study.seeds) * len(config.study.arms())
+    failed = failed_runs(config)
+    history = read_json_lines(Path(config.output_dir) / HISTORY)
+    planned = len(arms) * len(config.study.seeds)
     baseline = config.study.reference
     primary = primary_metric(entries, config.study.primary.metric)
     results = {
@@ -109,7 +106,8 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
         "contrasts": [contrast._asdict() for contrast in config.study.contrasts()],
         "planned_seeds": config.study.seeds,
         "interim": len(runs) < planned,
-        "history": read_json_lines(Path(config.output_dir) / HISTORY),
+        "history": history,
+        "registered": not any({"primary", "baseline", "confidence"} & set(event["changed"]) for event in history),
         "paired": not obstacle,
         "unpaired_because": obstacle or None,
         "runs": entries,
@@ -137,7 +135,8 @@ def collect(config: CompareConfig, command: str) -> dict[str, Any]:
 
 def _entry(run: PlannedRun, config: CompareConfig, head: str, at: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the results have of one run. Figures without a chance level, such as ranks, are not compared."""
-    found = read_results(run.folder / RESULTS)["results"] if config.evaluation.sets else []
+    content = read_results(run.folder / RESULTS) if config.evaluation.sets else {"results": []}
+    found = content["results"]
     compared = [(f"{result['dataset']}/{name}", result, name) for result in found for name in result["chance"]]
     return {
         "pool": run.pool,
@@ -146,6 +145,7 @@ def _entry(run: PlannedRun, config: CompareConfig, head: str, at: Mapping[str, A
         "at": dict(at),
         "metrics": {title: result["metrics"][name] for title, result, name in compared},
         "chance": {title: result["chance"][name] for title, result, name in compared},
+        "evaluations": content.get("evaluations"),
         "items": {title: result["n"] for title, result, _ in compared},
         "cost": read_json(run.folder / SUMMARY)["cost"],
     }
@@ -208,6 +208,13 @@ def unequal(config: CompareConfig, entries: list[dict[str, Any]]) -> list[str]:
         values = {pool: each[key] for pool, each in tuned["chosen"].items()} if tuned else {}
         if len(set(map(str, values.values()))) > 1:
             found.append(f"{key} was tuned: " + ", ".join(f"{pool} {value}" for pool, value in values.items()) + ".")
+    if isinstance(config, ScreenConfig) and config.trunk is None:
+        found.append(f"The frozen trunk was trained with {config.study.reference}, which favours that head.")
+    found += [
+        f"A tuning run failed, so its value was not chosen: {run.name}: {message}."
+        for run in tuning_runs(config)
+        if (message := failure_of(run))
+    ]
     return found + [
         f"The exponents of {arm.label} learn at {arm.pool.args['lr_scale']} times the learning rate."
         for arm in config.study.arms()
@@ -280,4 +287,5 @@ def _differences(
     study = config.study
     outcomes = RunOutcomes({(run.pool, run.seed): run.folder for run in runs})
     detect = study.primary.detect / 100
-    return compare_arms(entries, study.contrasts(), study.reference, primary, study.confidence, detect, outcomes)
+    baselines = {arm.label: study.baseline_of(arm) for arm in study.arms()}
+    return compare_arms(entries, study.contrasts(), baselines, primary, study.confidence, detect, outcomes)

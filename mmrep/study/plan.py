@@ -40,7 +40,7 @@ class PlannedRun(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the run in messages."""
-        values = "".join(f" {key} {value:g}" for key, value in (self.tuned or {}).items())
+        values = "".join(f" {key} {value}" for key, value in (self.tuned or {}).items())
         return f"{'tuning ' if self.tuned else ''}{self.pool}{values} seed {self.seed}"
 
 
@@ -101,6 +101,30 @@ def tuned_values(config: CompareConfig, arm: Arm) -> dict[str, Any] | None:
     return found["chosen"] if found else None
 
 
+def failed_runs(config: CompareConfig) -> list[dict[str, Any]]:
+    """Return arm, seed and message of every compared run that failed, and of all runs of arms that tuning left out."""
+    found = [
+        {"pool": run.pool, "seed": run.seed, "message": message}
+        for run in plan_runs(config)
+        if (message := failure_of(run))
+    ]
+    for arm in config.study.arms():
+        choice = read_tuning(config).get(arm.label)
+        if choice and choice["chosen"] is None:
+            reason = next(filter(None, map(failure_of, tuning_runs(config, arm))), "")
+            message = f"left out: no value of its grid could be trained with every seed: {reason}"
+            found += [{"pool": arm.label, "seed": seed, "message": message} for seed in config.study.seeds]
+    return found
+
+
+def failure_of(run: PlannedRun) -> str:
+    """Return why a run failed, or an empty text if it did not."""
+    try:
+        return str(read_json(run.folder / FAILURE)["message"])
+    except FileNotFoundError:
+        return ""
+
+
 def read_tuning(config: CompareConfig) -> dict[str, Any]:
     """Return what tuning has chosen for each arm, with the score of every run, as far as it is finished."""
     try:
@@ -132,11 +156,12 @@ def conclude_tuning(config: CompareConfig) -> None:
             own = [score or 0.0 for run, score in zip(runs, scores, strict=True) if run.tuned == values]
             means.append((fmean(own) if all(map(math.isfinite, own)) else -math.inf, values))
         best, chosen = max(means, key=lambda each: each[0])
-        if best == -math.inf:
-            LOG.warning("%s is left out: all its tuning runs failed", arm.label)
         found[arm.label] = {"chosen": chosen if best > -math.inf else None, "runs": entries}
         write_json(Path(config.output_dir) / TUNING, found)
-        LOG.info("tuning: %s takes %s", arm.label, ", ".join(f"{key} {value}" for key, value in chosen.items()))
+        if best > -math.inf:
+            LOG.info("tuning: %s takes %s", arm.label, ", ".join(f"{key} {value}" for key, value in chosen.items()))
+        else:
+            LOG.warning("%s is left out: no value of its grid could be trained with every seed", arm.label)
 
 
 def _score(run: PlannedRun, metric: str | None) -> float | None:

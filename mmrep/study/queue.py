@@ -100,7 +100,8 @@ def record_failure(run: PlannedRun, error: Exception) -> None:
     if not isinstance(error, MmrepError):
         content["traceback"] = "".join(traceback.format_exception(error))
     write_json(run.folder / FAILURE, content)
-    LOG.error("%s failed: %s (the other runs go on; the same command tries it again)", run.name, message)
+    again = "" if run.tuned else "; the same command tries it again"
+    LOG.error("%s failed: %s (the other runs go on%s)", run.name, message, again)
 
 
 def _failed_at(run: PlannedRun) -> float:

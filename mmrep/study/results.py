@@ -3,6 +3,7 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from mmrep.evaluation.metrics import is_main
+from mmrep.study.statistics import Interval, NewImages
 
 RESULTS = "results.json"
 SCHEMA = 3
@@ -23,6 +24,7 @@ class Run(TypedDict):
     metrics: dict[str, float]
     chance: dict[str, float]
     items: dict[str, int]
+    evaluations: NotRequired[int | None]
     cost: dict[str, float]
 
 
@@ -47,6 +49,7 @@ class Event(TypedDict):
 
     time: str
     text: str
+    changed: NotRequired[list[str]]
 
 
 class Control(TypedDict):
@@ -55,32 +58,6 @@ class Control(TypedDict):
     a: str
     b: str
     text: str
-
-
-class VarianceParts(TypedDict):
-    """Shares of the variance of a difference by its origin."""
-
-    seeds: float
-    images: float
-    both: float
-
-
-class NewImages(TypedDict):
-    """A difference over new seeds and new test images: a two-way crossed standard error."""
-
-    low: float
-    high: float
-    p: float
-    df: float
-    se: float
-    parts: VarianceParts
-
-
-class TheseCheckpoints(TypedDict):
-    """A difference between the trained checkpoints alone: a bootstrap over test images."""
-
-    low: float
-    high: float
 
 
 class DifferenceEntry(TypedDict):
@@ -109,7 +86,7 @@ class DifferenceEntry(TypedDict):
     differences: list[float]
     seed_list: list[int]
     new_images: NewImages | None
-    these_checkpoints: TheseCheckpoints | None
+    these_checkpoints: Interval | None
 
 
 class TuningRun(TypedDict):
@@ -181,6 +158,7 @@ class Results(TypedDict):
     planned_seeds: list[int]
     interim: bool
     history: list[Event]
+    registered: NotRequired[bool]
     paired: bool
     unpaired_because: str | None
     runs: list[Run]

@@ -25,7 +25,7 @@ from mmrep.study.plan import plan_runs
 from mmrep.study.queue import work
 from mmrep.study.screen import screen
 from mmrep.training.build import with_precision
-from mmrep.training.output import HISTORY, RUN_CONFIG, STUDY, check_kind, read_config
+from mmrep.training.output import HISTORY, RUN_CONFIG, STUDY, SUMMARY, check_kind, read_config
 from mmrep.training.resume import plain
 from mmrep.training.signals import Stopped, StopSignal
 
@@ -47,6 +47,8 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
         ConfigError: the folder holds another study.
         Stopped: a signal ended the study.
     """
+    alone = config.workers == 1 or config.join or distributed.launched() == 1
+    require(alone, "workers: each worker has one process; leave accelerate launch out")
     device = distributed.start()
     folder, first = Path(config.output_dir), distributed.rank() == 0
     if first:
@@ -55,7 +57,6 @@ def compare(config: CompareConfig, command: str) -> dict[str, Any]:
     distributed.barrier()
     config = with_precision(config, device)
     if config.workers != 1 and not config.join:
-        require(distributed.world_size() == 1, "workers: each worker has one process; leave accelerate launch out")
         _side_by_side(config, command)
     with StopSignal() as stop:
         try:
@@ -134,7 +135,7 @@ def record_changes(config: CompareConfig, before: dict[str, Any], now: dict[str,
         ConfigError: the tuning has changed, whose choice is made already.
     """
     done = len(finished_runs(config))
-    texts = []
+    texts, changed = [], []
     for key in ("seeds", "pools", "primary", "baseline", "vary", "axes", "tune", "confidence"):
         old, new = before.get(key), now[key]
         if not before or old == new:
@@ -143,6 +144,7 @@ def record_changes(config: CompareConfig, before: dict[str, Any], now: dict[str,
             key not in ("tune", "vary"),
             f"study.{key}: was {old}, is {new}; runs are trained already: restore it, or choose another --output_dir",
         )
+        changed.append(key)
         if isinstance(old, list) and isinstance(new, list):
             added = [each for each in new if each not in old]
             dropped = [each for each in old if each not in new]
@@ -151,11 +153,10 @@ def record_changes(config: CompareConfig, before: dict[str, Any], now: dict[str,
         else:
             texts.append(f"{key}: changed from {old} to {new}")
     if texts and done:
-        entry = {
-            "time": time.strftime("%Y-%m-%d %H:%M"),
-            "text": f"{'; '.join(texts)}, after {done} runs were finished",
-        }
-        with write_errors(Path(config.output_dir) / HISTORY), (Path(config.output_dir) / HISTORY).open("a") as file:
+        text = f"{'; '.join(texts)}, after {done} runs were finished"
+        place = Path(config.output_dir) / HISTORY
+        with write_errors(place), place.open("a", encoding="utf-8") as file:
+            entry = {"time": time.strftime("%Y-%m-%d %H:%M"), "text": text, "changed": changed}
             file.write(json.dumps(entry) + "\n")
 
 
@@ -194,10 +195,10 @@ def _side_by_side(config: CompareConfig, command: str) -> None:
                 for worker in workers:
                     worker.wait()
                 raise Stopped(f"stopped by {stop.name}; continue with:\n  {command}")
-            for run in finished_runs(config):
-                if run.folder not in known:
-                    known.add(run.folder)
-                    LOG.info("%d of %d runs are finished: %s", len(known), planned, run.name)
+            for place in sorted(folder.glob(f"runs/*/{SUMMARY}")):
+                if place.parent not in known:
+                    known.add(place.parent)
+                    LOG.info("%d of %d runs are finished: %s", len(known), planned, place.parent.name)
     for number, worker in enumerate(workers):
         if worker.returncode:
             LOG.warning(
@@ -217,6 +218,8 @@ def _conclude(config: CompareConfig, command: str) -> dict[str, Any]:
     results = collect(config, command)
     if first:
         write_study(folder, results)
+    if config.join and results["interim"]:  # the last worker draws, once for all
+        return results
     diagnose(config, finished_runs(config))
     write_pictures(config, finished_runs(config))
     distributed.barrier()

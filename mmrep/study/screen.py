@@ -222,7 +222,9 @@ def _evaluate(heads: Sequence[Head], validation: list[EvalSet], tests: list[Eval
         lines = "".join(json.dumps(line) + "\n" for line in head.records)
         write_text(head.run.folder / METRICS, lines)
         if results:
-            write_results([result for result in results if result.model == name], head.run.folder / RESULTS)
+            write_results(
+                [each for each in results if each.model == name], head.run.folder / RESULTS, {"evaluations": 1}
+            )
     if results:
         LOG.info("%s", results_table(results, most=5))
 

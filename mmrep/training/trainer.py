@@ -21,14 +21,14 @@ from mmrep import __version__, distributed
 from mmrep.config.tree import TrainConfig
 from mmrep.diagnostics.resolution import latency
 from mmrep.evaluation.suite import Result, evaluate, results_table, write_results
-from mmrep.files import locked, read_json_lines, whole_folder, write_json
+from mmrep.files import DamagedFile, locked, read_json_lines, whole_folder, write_json
 from mmrep.model.load import WEIGHTS, save_model
 from mmrep.model.seeding import derive_seed
 from mmrep.pooling.gem import exponents_of
 from mmrep.training.build import Run, build_run, with_precision
 from mmrep.training.costs import count_parameters, image_gmacs, peak_memory_mb, reset_peak_memory
 from mmrep.training.optim import learning_rate, set_learning_rate
-from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY
+from mmrep.training.output import FINAL, METRICS, RESULTS, SUMMARY, read_results
 from mmrep.training.resume import is_finished, plain
 from mmrep.training.signals import Stopped, StopSignal
 
@@ -231,7 +231,7 @@ def finish(run: Run, stop: StopSignal) -> None:
     if run.accelerator.is_main_process:
         about = describe(run)
         if results:
-            write_results(results, run.folder / RESULTS, about)
+            write_results(results, run.folder / RESULTS, {**about, "evaluations": 1 + evaluations(run.folder)})
             run.tracker.say(results_table(results, most=5))
         run.tracker.say(f"{run.tracker.label}: measuring what the model costs")
         summary = {
@@ -245,6 +245,14 @@ def finish(run: Run, stop: StopSignal) -> None:
         write_json(run.folder / SUMMARY, summary)
         run.tracker.say(f"done: {final}")
     distributed.barrier()
+
+
+def evaluations(folder: Path) -> int:
+    """Return how often figures on the test sets have been written to a run's folder."""
+    try:
+        return int(read_results(folder / RESULTS).get("evaluations", 1))
+    except (FileNotFoundError, DamagedFile):
+        return 0
 
 
 def costs(run: Run, peak_mb: float) -> dict[str, float]:

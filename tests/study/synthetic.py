@@ -177,7 +177,7 @@ def study_results(
             runs.append({
                 "pool": shown[i], "seed": seed, "head": head, "at": at, "metrics": metrics,
                 "chance": {m: chance for m, (chance, _) in METRICS.items()},
-                "items": {m: items for m, (_, items) in METRICS.items()},
+                "items": {m: items for m, (_, items) in METRICS.items()}, "evaluations": 1,
                 "cost": {
                     "params": 5_400_000 + 90_000 * (head in ("map", "avg_mlp")) + 4000 * i,
                     "gmacs": 0.184 + 0.011 * (head == "map"), "pairs_per_s": speed / 3, "images_per_s": speed,
@@ -186,12 +186,14 @@ def study_results(
             })  # fmt: skip
             curves[f"{shown[i]}-{seed}"] = curve(random, head, shift, 4)
             found[f"{shown[i]}-{seed}"] = diagnosed(random, shift)
-    baseline = next((shown[i] for i, (head, _) in enumerate(arms) if head == "avg"), shown[0])
-    pairs = contrasts if contrasts is not None else [(pool, baseline) for pool in shown.values() if pool != baseline]
+    baseline = "avg" if "avg" in heads else heads[0]
+    own = {str(at): shown[i] for i, (head, at) in enumerate(arms) if head == baseline}
+    against = [(shown[i], own[str(at)]) for i, (head, at) in enumerate(arms) if head != baseline]
+    pairs = contrasts if contrasts is not None else against
     differences = []
     for metric in METRICS:
         values = {pool: [r["metrics"][metric] for r in runs if r["pool"] == pool] for pool in shown.values()}
-        listed = dict.fromkeys([*pairs, *((pool, baseline) for pool in shown.values() if pool != baseline)])
+        listed = dict.fromkeys([*pairs, *against])
         for a, b in listed:
             judged = len(pairs) if metric == primary and (a, b) in pairs else 0
             differences.append(difference(metric, a, b, values, numbers, margin, judged))

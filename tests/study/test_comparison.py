@@ -36,8 +36,19 @@ def arms(count: int, seeds: int, spread: float = 0.01, seed: int = 0) -> Values:
 
 
 def compare(values: Values, contrasts: list[Contrast], **changes: Any) -> list[Difference]:
-    arguments = {"baseline": "avg", "primary": PRIMARY, "confidence": 0.95, "detect": 0.01, **changes}
+    arguments = {
+        "baselines": dict.fromkeys(values, "avg"),
+        "primary": PRIMARY,
+        "confidence": 0.95,
+        "detect": 0.01,
+        **changes,
+    }
     return compare_arms(entries(values), contrasts, **arguments)
+
+
+def to_avg(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """The baselines of a study whose baseline is avg."""
+    return {run["pool"]: "avg" for run in runs}
 
 
 def test_a_difference_holds_all_that_the_report_shows() -> None:
@@ -65,7 +76,9 @@ def test_a_difference_holds_all_that_the_report_shows() -> None:
 
 def test_only_contrasts_of_the_primary_metric_are_judged() -> None:
     runs = entries(arms(4, 5), (PRIMARY, "set/acc5"))
-    found = compare_arms(runs, [Contrast("ggem", "cls", 0.01), Contrast("avg", "max")], "avg", PRIMARY, 0.95, 0.02)
+    found = compare_arms(
+        runs, [Contrast("ggem", "cls", 0.01), Contrast("avg", "max")], to_avg(runs), PRIMARY, 0.95, 0.02
+    )
     pairs = [("ggem", "cls"), ("avg", "max"), ("cls", "avg"), ("ggem", "avg")]
     assert [(d.metric, d.a, d.b) for d in found] == [(m, *pair) for m in (PRIMARY, "set/acc5") for pair in pairs]
     for each in found:
@@ -76,7 +89,7 @@ def test_only_contrasts_of_the_primary_metric_are_judged() -> None:
         assert each.high == pytest.approx(float(expected.mean + expected.reach))
         assert each.margin == (0.01 if judged and each.a == "ggem" else None)
         assert each.target == (0.02 if each.margin is None else each.margin)
-    none = compare_arms(runs, [Contrast("ggem", "cls")], "avg", None, 0.95, 0.02)
+    none = compare_arms(runs, [Contrast("ggem", "cls")], to_avg(runs), None, 0.95, 0.02)
     assert all(each.exploratory and each.verdict is None and each.method == "paired t over seeds" for each in none)
 
 
@@ -111,11 +124,11 @@ def test_fewer_than_three_seeds_have_no_verdict(seeds: int) -> None:
 def test_seeds_that_agree_are_no_proof() -> None:
     """One image in 500, in every seed; the floor is also that of the standard deviation."""
     runs = entries({"avg": [0.5] * 5, "cls": [0.502] * 5}, items=500)
-    found = compare_arms(runs, [Contrast("cls", "avg")], "avg", PRIMARY, 0.95, 0.01)[0]
+    found = compare_arms(runs, [Contrast("cls", "avg")], to_avg(runs), PRIMARY, 0.95, 0.01)[0]
     assert found.verdict == "cannot tell"
     assert found.sd == pytest.approx(1 / 500 / 6**0.5 * 5**0.5)
     assert found.detectable == pytest.approx(2.7764 / 500 / 6**0.5, rel=1e-4)
-    same = compare_arms(runs, [Contrast("avg", "avg")], "avg", PRIMARY, 0.95, 0.01)[0]
+    same = compare_arms(runs, [Contrast("avg", "avg")], to_avg(runs), PRIMARY, 0.95, 0.01)[0]
     assert (same.mean, same.p, same.verdict) == (0.0, 1.0, "cannot tell")
 
 
@@ -128,7 +141,7 @@ def test_arms_are_compared_over_the_seeds_that_both_have() -> None:
     ]
     contrasts = [Contrast("cls", "avg"), Contrast("ggem", "cls"), Contrast("max", "avg")]
     # There is no run of `max` yet, and of `ggem` none with a seed of `avg`.
-    first, second = compare_arms(runs, contrasts, "avg", PRIMARY, 0.95, 0.01)
+    first, second = compare_arms(runs, contrasts, to_avg(runs), PRIMARY, 0.95, 0.01)
     assert first.seed_list == [1, 2, 3, 4]
     assert first.differences == pytest.approx(np.subtract(values["cls"], values["avg"])[1:5].tolist())
     assert (second.b, second.seed_list, second.verdict) == ("cls", [0], None)
@@ -171,7 +184,7 @@ def test_images_are_added_where_all_runs_have_them(caplog: pytest.LogCaptureFixt
     runs = entries({pool: [outcomes[pool, s].mean() for s in range(3)] for pool in shares}, (PRIMARY, "set/map"), 200)
     contrasts = [Contrast("cls", "avg"), Contrast("ggem", "avg"), Contrast("ggem", "cls")]
     read = Outcome(outcomes)
-    found = compare_arms(runs, contrasts, "avg", PRIMARY, 0.95, 0.01, read)
+    found = compare_arms(runs, contrasts, to_avg(runs), PRIMARY, 0.95, 0.01, read)
     assert read.reads == 9 * 2  # once in each metric
     level = 1 - 0.05 / 3
     for each in found:
@@ -183,11 +196,11 @@ def test_images_are_added_where_all_runs_have_them(caplog: pytest.LogCaptureFixt
             assert each.low is not None and each.new_images["low"] <= each.low + 1e-12
     json.dumps([each._asdict() for each in found])
     assert not caplog.records
-    mixed = compare_arms(runs, contrasts, "avg", PRIMARY, 0.95, 0.01, Outcome(outcomes, other=("ggem", 1)))
+    mixed = compare_arms(runs, contrasts, to_avg(runs), PRIMARY, 0.95, 0.01, Outcome(outcomes, other=("ggem", 1)))
     assert [each.new_images is None for each in mixed[:3]] == [False, True, True]
     assert f"{PRIMARY}: not all runs of ggem and avg have the same images" in caplog.text
     outcomes["cls", 2] = 1 - outcomes["cls", 2]
-    broken = compare_arms(runs, contrasts, "avg", PRIMARY, 0.95, 0.01, Outcome(outcomes))
+    broken = compare_arms(runs, contrasts, to_avg(runs), PRIMARY, 0.95, 0.01, Outcome(outcomes))
     assert [each.new_images is None for each in broken[:3]] == [True, False, True]
     assert f"{PRIMARY} of cls seed 2: the outcomes' mean is" in caplog.text
 

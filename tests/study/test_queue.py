@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,10 +13,14 @@ from mmrep.config.checks import ConfigError
 from mmrep.config.study import DiagnosticsConfig, PrimaryConfig, StudyConfig, TuneConfig
 from mmrep.config.tree import CompareConfig, TrainConfig
 from mmrep.files import locked
-from mmrep.study import queue
+from mmrep.study import queue, runner
 from mmrep.study.collect import collect, read_study
 from mmrep.study.dry_run import dry_run, power_line
 from mmrep.study.plan import plan_runs, tuning_runs
+from mmrep.study.report import markdown
+from mmrep.study.report.answer import badges
+from mmrep.study.report.arms import main_table
+from mmrep.study.report.facts import Facts
 from mmrep.study.runner import compare
 from mmrep.training.checkpoint import Diverged
 from mmrep.training.trainer import train
@@ -124,6 +128,12 @@ def test_a_value_that_fails_is_not_chosen(recipe: Recipe, monkeypatch: pytest.Mo
     monkeypatch.setattr(queue, "train", without_avg)
     other = compare(study(recipe, "other", tune=TuneConfig({"optim.lr": [1e-3, 1e-2]}, seeds=[7])), COMMAND)
     assert list(other["tuning"]["chosen"]) == ["ggem"]
+    message = "left out: no value of its grid could be trained with every seed: nan"
+    assert other["failed"] == [{"pool": "avg", "seed": 0, "message": message}]
+    assert (
+        "A tuning run failed, so its value was not chosen: tuning avg optim.lr 0.001 seed 7: nan." in other["unequal"]
+    )
+    assert (other["interim"], other["missing"]) == (True, 0)
     assert [run["pool"] for run in other["runs"]] == ["ggem"]
 
 
@@ -202,15 +212,37 @@ def test_the_same_head_from_other_values_is_a_control(recipe: Recipe) -> None:
     assert own != other
 
 
+def test_with_contrasts_every_other_arm_is_still_compared_with_its_own_baseline(recipe: Recipe) -> None:
+    primary = PrimaryConfig(contrasts=["max,lr=0.01 - avg,lr=0.01"])
+    config = study(recipe, pools=["avg", "max"], axes={"optim.lr": [1e-3, 1e-2]}, primary=primary)
+    results = compare(config, COMMAND)
+    found = {(d["a"], d["b"]) for d in results["differences"]}
+    assert found == {("max,lr=0.01", "avg,lr=0.01"), ("max,lr=0.001", "avg,lr=0.001")}
+    table = main_table(Facts(results))
+    assert table is not None
+    assert [row["pool"] for row in table.rows if "difference" in row] == ["max,lr=0.001", "max,lr=0.01"]
+
+
+def test_options_of_any_type_can_be_tuned(recipe: Recipe) -> None:
+    tune = TuneConfig({"optim.schedule": ["cosine", "constant"]}, seeds=[7])
+    assert [run.name for run in tuning_runs(study(recipe, tune=tune))][:2] == [
+        "tuning avg optim.schedule cosine seed 7",
+        "tuning ggem optim.schedule cosine seed 7",
+    ]
+
+
 @pytest.mark.long
 def test_seeds_that_are_added_later_are_recorded(recipe: Recipe) -> None:
     assert compare(study(recipe, seeds=[0]), COMMAND)["history"] == []
     results = compare(study(recipe, seeds=[0, 1], pools=["avg", "ggem", "max"]), COMMAND)
-    assert len(results["history"]) == 1
+    assert len(results["history"]) == 1 and results["registered"]
     assert results["history"][0]["text"] == "seeds: added 1; pools: added max, after 2 runs were finished"
     other = PrimaryConfig("pairs/image_retrieval_recall@1")
     results = compare(study(recipe, seeds=[0, 1], pools=["avg", "ggem", "max"], primary=other), COMMAND)
     assert results["history"][1]["text"].startswith("primary: changed from")
+    assert not results["registered"]
+    assert "claim changed" in [badge.label for badge in badges(Facts(results))]
+    assert "chosen beforehand" not in markdown(results)
 
 
 def test_the_report_is_made_of_whatever_is_finished(recipe: Recipe) -> None:
@@ -236,3 +268,41 @@ def test_dry_run_shows_costs_and_what_can_be_detected(recipe: Recipe) -> None:
     assert "14 runs" in text and "With 5 seeds and 1 contrast it detects a difference of" in text
     assert not Path(config.output_dir).exists()
     assert "no verdict; give study.seeds at least 3" in power_line(study(recipe, seeds=[0, 1]))
+
+
+class _Worker:
+    """A stand-in for a worker's process: the words and the environment that it was started with."""
+
+    started: ClassVar[list[tuple[list[str], dict[str, str]]]] = []
+    returncode = 0
+
+    def __init__(self, words: list[str], env: dict[str, str], **_: Any) -> None:
+        self.started.append((words, env))
+
+    def poll(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "devices"), [("auto", 3, ["0", "1", "2"]), (2, 0, [None, None]), (3, 2, ["0", "1", "0"])]
+)
+def test_one_worker_a_gpu_and_what_they_leave_is_trained_here(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, workers: Any, gpus: int, devices: list[str | None]
+) -> None:
+    monkeypatch.setattr(_Worker, "started", [])
+    monkeypatch.setattr(runner.subprocess, "Popen", _Worker)
+    monkeypatch.setattr(runner, "_visible_devices", lambda: [str(i) for i in range(gpus)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = dataclasses.replace(study(recipe), workers=workers)
+    results = compare(config, "mmrep compare --config x.yaml --workers auto")
+    assert [env.get("CUDA_VISIBLE_DEVICES") for _, env in _Worker.started] == devices
+    assert {tuple(words[1:]) for words, _ in _Worker.started} == {
+        ("-m", "mmrep", "compare", "--config", "x.yaml", "--workers", "auto", "--join", "true")
+    }
+    assert len(results["runs"]) == 2
+
+
+def test_workers_do_not_split_the_processes_of_a_launcher(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.distributed, "launched", lambda: 2)
+    with pytest.raises(ConfigError, match="workers: each worker has one process; leave accelerate launch out"):
+        compare(dataclasses.replace(study(recipe), workers=2), COMMAND)

@@ -79,6 +79,26 @@ def tally(facts: Facts) -> str:
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in found)
 
 
+def _claim(facts: Facts) -> list[Badge]:
+    """Return a warning where the metric, its contrasts or the level were changed after runs were finished."""
+    if facts.registered:
+        return []
+    text = "The primary metric, its contrasts or the level were changed after runs were finished: see the history."
+    return [Badge("claim changed", "warn", text)]
+
+
+def _evaluations(facts: Facts) -> list[Badge]:
+    """Return how often the test sets were used, where all runs have counted it."""
+    counts = [run.get("evaluations") for run in facts.results["runs"]]
+    if not counts or None in counts:
+        return []
+    most = max(count or 0 for count in counts)
+    if most <= 1:
+        text = "Every run was evaluated on the test sets once, when it was finished."
+        return [Badge("test set evaluated once", "good", text)]
+    return [Badge(f"test set evaluated {most} times", "warn", "Some run wrote figures on the test sets again.")]
+
+
 def badges(facts: Facts) -> list[Badge]:
     """Return the facts about the study that a reader must not miss."""
     results = facts.results
@@ -90,9 +110,8 @@ def badges(facts: Facts) -> list[Badge]:
         )
         if results["paired"]
         else Badge("not paired", "warn", f"{results['unpaired_because'] or 'Unknown reason'}."),
-        Badge(
-            "test set evaluated once", "good", "Every run was evaluated on the test sets once, when it was finished."
-        ),
+        *_claim(facts),
+        *_evaluations(facts),
         *_controls(facts),
     ]
     done, planned = len(results["runs"]), len(results["runs"]) + len(results["failed"]) + results["missing"]

@@ -50,7 +50,7 @@ def arm_columns(facts: Facts, metric: bool, judged: bool) -> list[Column]:
 
 def arm_row(facts: Facts, arm: str, metric: str) -> Row:
     """Return an arm's cells in a metric."""
-    entry = facts.difference(metric, arm, facts.baseline)
+    entry = facts.difference(metric, arm, facts.baseline_of(arm))
     first = facts.runs(arm)[0]
     values = facts.values(arm, metric)
     row: Row = {
@@ -221,9 +221,9 @@ def data_table(facts: Facts) -> Table:
     rows: list[Row] = []
     for metric in facts.metrics:
         for arm in facts.arms:
-            entry = facts.difference(metric, arm, facts.baseline)
+            entry = facts.difference(metric, arm, facts.baseline_of(arm))
             verdict = entry["verdict"] if entry else None
-            rows.append({**arm_row(facts, arm, metric), "baseline": facts.baseline, "verdict": verdict})
+            rows.append({**arm_row(facts, arm, metric), "baseline": facts.baseline_of(arm), "verdict": verdict})
     return Table("results", columns, rows)
 
 

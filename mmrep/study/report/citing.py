@@ -36,9 +36,8 @@ def methods(facts: Facts) -> str:
         else "models that differ in their pooling head"
     )
     text = [
-        f"We compared {len(facts.arms)} {what} ({listed(facts.arms)}) with mmrep {results['mmrep']}, training each "
-        "with "
-        f"{plural(count, 'seed')}."
+        f"We compared {len(facts.arms)} {what} ({listed(facts.arms)}) with mmrep {results['mmrep']}, "
+        f"training each with {plural(count, 'seed')}."
     ]
     if results["paired"]:
         text.append("Runs of one seed saw the same batches and started from equal values of all shared parameters.")
@@ -63,11 +62,11 @@ def _inference(facts: Facts) -> str:
             "differences."
         )
     simultaneous = "simultaneous " if family > 1 else ""
+    when = ", chosen beforehand," if facts.registered else ", changed after runs were finished,"
     method = facts.contrasts[0]["method"].split(", simultaneous")[0]
     text = (
-        f"The primary metric, chosen beforehand, was {named(facts.primary or '')}. The unit of inference is the "
-        "training "
-        f"run. We report {simultaneous}{100 * results['confidence']:g}% confidence intervals for "
+        f"The primary metric{when} was {named(facts.primary or '')}. The unit of inference is the training run. "
+        f"We report {simultaneous}{100 * results['confidence']:g}% confidence intervals for "
         f"{plural(family, 'registered contrast')} ({method})."
     )
     margins = sorted({each["margin"] for each in facts.contrasts if each["margin"] is not None})
@@ -86,7 +85,7 @@ def latex_table(facts: Facts) -> str:
     note = "% Intervals of registered contrasts hold all at once, others one at a time; a verdict marks the former."
     lines = [r"% \usepackage{booktabs}", note, r"\begin{tabular}{lrrcl}", r"\toprule", head, r"\midrule"]
     for arm in facts.arms:
-        spread, entry = facts.spread(arm, metric), facts.difference(metric, arm, facts.baseline)
+        spread, entry = facts.spread(arm, metric), facts.difference(metric, arm, facts.baseline_of(arm))
         value = f"${100 * facts.mean(arm, metric):.2f}" + ("$" if spread is None else f" \\pm {100 * spread:.2f}$")
         cells = ["--", "--", "--"]
         if entry:

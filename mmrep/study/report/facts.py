@@ -43,17 +43,24 @@ class Facts:
     @cached_property
     def looks(self) -> dict[str, Look]:
         """Colour and shape of every arm: arms of one head share their colour, and the baseline is grey."""
-        heads = list(dict.fromkeys(self.head(arm) for arm in self.arms if arm != self.baseline))
-        found, seen = {self.baseline: Look(0, 0)}, dict.fromkeys(heads, 0)
+        heads = list(dict.fromkeys(self.head(arm) for arm in self.arms if arm != self.baseline_of(arm)))
+        found, seen = dict[str, Look](), dict.fromkeys([self.baseline, *heads], 0)
         several = len({self.head(arm) for arm in self.arms}) < len(self.arms)
         for arm in self.arms:
-            if arm == self.baseline:
+            if arm == self.baseline_of(arm):
+                found[arm] = Look(0, seen[self.baseline] % SHAPES)
+                seen[self.baseline] += 1
                 continue
             place = heads.index(self.head(arm))
             shape = seen[self.head(arm)] if several else place // COLOURS
             seen[self.head(arm)] += 1
             found[arm] = Look(1 + place % COLOURS, shape % SHAPES)
         return found
+
+    @property
+    def registered(self) -> bool:
+        """Whether the claim is the one that the study began with."""
+        return self.results.get("registered", True)
 
     @property
     def complete(self) -> bool:
@@ -63,6 +70,12 @@ class Facts:
     def head(self, arm: str) -> str:
         """Return the head of an arm, without the study's axes."""
         return self._runs[arm][0]["head"]
+
+    def baseline_of(self, arm: str) -> str:
+        """Return the arm that an arm is compared with: the baseline's head at the same point of the axes."""
+        at = self._runs[arm][0]["at"]
+        same = [each for each in self.arms if self.head(each) == self.baseline and self._runs[each][0]["at"] == at]
+        return same[0] if same else self.baseline
 
     def runs(self, arm: str) -> list[Run]:
         """Return the finished runs of an arm, by seed."""

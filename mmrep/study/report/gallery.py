@@ -66,5 +66,7 @@ def _gallery(group: PictureSet) -> Gallery:
 
 def section(facts: Facts) -> Section | None:
     """Return the section of pictures."""
-    groups = [group for group in facts.results.get("pictures") or [] if group["items"]]
-    return Section("pictures", "Pictures", [], [_gallery(group) for group in groups]) if groups else None
+    groups = facts.results.get("pictures") or []
+    none = [f"{group['title']}." for group in groups if not group["items"]]
+    blocks = [_gallery(group) for group in groups if group["items"]]
+    return Section("pictures", "Pictures", none, [*blocks]) if groups else None

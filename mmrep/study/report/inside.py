@@ -290,6 +290,5 @@ def section(facts: Facts) -> Section | None:
 _MAPS = (
     "What each patch token adds to the embedding of the first seed's models, along the embedding: red adds, blue takes "
     "away, as the colour bar of each head shows. Exact for linear heads and for power means of positive tokens, else "
-    "to "
-    "first order; a head that subtracts a minimum gives that one's part to the patch that holds it."
+    "to first order; a head that subtracts a minimum gives that one's part to the patch that holds it."
 )

@@ -48,8 +48,12 @@ def _loss(facts: Facts) -> list[Figure]:
         return []
     ends = ", ".join(f"{line.arm} {line.points[-1][1]:.3f}" for line in lines)
     whole = Lines("Training loss", f"Loss over steps; at the end: {ends}.", Axis("step"), Axis("loss"), lines)
-    base = next((dict(line.points) for line in lines if line.arm == facts.baseline), {})
-    gaps = [Line(line.arm, line.label, [(x, y - base[x]) for x, y in line.points if x in base]) for line in lines]
+    losses = {line.arm: dict(line.points) for line in lines}
+    bases = {line.arm: losses.get(facts.baseline_of(line.arm), {}) for line in lines}
+    gaps = [
+        Line(line.arm, line.label, [(x, y - bases[line.arm][x]) for x, y in line.points if x in bases[line.arm]])
+        for line in lines
+    ]
     gaps = [line for line in gaps if line.points]
     if not facts.results["paired"] or len(gaps) < 2:
         return [whole]
@@ -134,8 +138,7 @@ def section(facts: Facts) -> Section | None:
     if exponents:
         caption = (
             "Exponent p of each group of channels: 1 is the mean, and the maximum is approached as p grows. Bands: "
-            "from "
-            "the least to the greatest exponent, where the groups were not logged one by one."
+            "from the least to the greatest exponent, where the groups were not logged one by one."
         )
         blocks.append(Panels("Exponents", caption, exponents))
     return Section("training", "Training", [], [*blocks])

@@ -83,8 +83,14 @@ TERMS: dict[str, tuple[str, str]] = {
         "The registered contrasts of the primary metric. Their intervals and adjusted p-values hold for all of them at "
         "once.",
     ),
-    "registered": ("registered contrast", "A comparison that was written into the config before the first run."),
-    "primary": ("primary metric", "The one metric that verdicts are about, chosen before the first run."),
+    "registered": (
+        "registered contrast",
+        "A comparison that the config asks for. A change after runs were finished is in the history.",
+    ),
+    "primary": (
+        "primary metric",
+        "The one metric that verdicts are about. A change after runs were finished is in the history.",
+    ),
     "exploratory": (
         "exploratory",
         "Not registered: intervals and p-values of single differences, unadjusted, and no verdict. Among many, some "
@@ -93,8 +99,7 @@ TERMS: dict[str, tuple[str, str]] = {
     "needed": (
         "seeds needed",
         "Seeds for 80% power: with so many, a true difference of the target size is found four times in five, given "
-        "the "
-        "SD seen here.",
+        "the SD seen here.",
     ),
     "detectable": ("detectable", "The smallest true difference that this many seeds find four times in five."),
     "sd_difference": ("SD of differences", "Standard deviation of the paired differences over seeds."),
