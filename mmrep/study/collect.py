@@ -287,5 +287,5 @@ def _differences(
     study = config.study
     outcomes = RunOutcomes({(run.pool, run.seed): run.folder for run in runs})
     detect = study.primary.detect / 100
-    baselines = {arm.label: study.baseline_of(arm) for arm in study.arms()}
-    return compare_arms(entries, study.contrasts(), baselines, primary, study.confidence, detect, outcomes)
+    others = [(arm.label, study.baseline_of(arm)) for arm in study.arms()] + study.controls()
+    return compare_arms(entries, study.contrasts(), others, primary, study.confidence, detect, outcomes)

@@ -23,7 +23,7 @@ ReadOutcomes = Callable[[str, int, str], Outcomes | None]
 def compare_arms(
     entries: Sequence[Mapping[str, Any]],
     contrasts: Sequence[Contrast],
-    baselines: Mapping[str, str],
+    others: Sequence[tuple[str, str]],
     primary: str | None,
     confidence: float,
     detect: float,
@@ -32,13 +32,13 @@ def compare_arms(
     """Return the differences of a study, metric after metric, over the seeds that both arms have.
 
     The contrasts of the primary metric are one family. It has their number, however many have runs yet: neither a
-    failed run nor an interim look changes the level. The same pairs in other metrics, and every other arm against its
-    baseline in all metrics, are exploratory. A difference with a value that is not finite is left out with a warning.
+    failed run nor an interim look changes the level. The same pairs in other metrics, and all other pairs, are
+    exploratory. A difference with a value that is not finite is left out with a warning.
 
     Args:
         entries: the finished runs; `pool`, `seed`, `metrics` and `items` of each are read.
         contrasts: the pre-registered contrasts.
-        baselines: for each arm the label of the arm that it is compared to, itself for a baseline.
+        others: further pairs of arms, such as each arm and its baseline. Those that are contrasts are left out.
         primary: the primary metric; with None all differences are exploratory.
         confidence: level of the intervals.
         detect: the difference that `seeds_needed` is about where a contrast has no margin.
@@ -46,11 +46,11 @@ def compare_arms(
     """
     study = _Study(entries, len(contrasts), confidence, detect, outcomes)
     known = {frozenset((contrast.a, contrast.b)) for contrast in contrasts}
-    others = [Contrast(a, b) for a, b in baselines.items() if a != b and frozenset((a, b)) not in known]
+    more = [Contrast(a, b) for a, b in dict.fromkeys(others) if a != b and frozenset((a, b)) not in known]
     found = []
     for metric in dict.fromkeys(name for entry in entries for name in entry["metrics"]):
         judged = metric == primary
-        pairs = [(contrast, judged) for contrast in contrasts] + [(other, False) for other in others]
+        pairs = [(contrast, judged) for contrast in contrasts] + [(other, False) for other in more]
         found += [each for contrast, own in pairs if (each := study.difference(contrast, metric, own)) is not None]
         study.forget()
     tested = {place: each.p for place, each in enumerate(found) if not each.exploratory and each.p is not None}

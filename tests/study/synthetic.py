@@ -154,7 +154,7 @@ def study_results(
     primary: str | None = "tiny_imagenet/acc1",
     inside: bool = True,
     **fields: Any,
-) -> dict[str, Any]:
+) -> Any:
     """The content of results.json of a study with these heads; further fields replace what is made here."""
     random, numbers = Random(7), list(range(seeds))
     arms = [(head, {}) for head in heads]
@@ -211,7 +211,7 @@ def study_results(
     return {**results, **fields}
 
 
-def full_results(seeds: int = 20, heads: tuple[str, ...] = tuple(HEADS), **fields: Any) -> dict[str, Any]:
+def full_results(seeds: int = 20, heads: tuple[str, ...] = tuple(HEADS), **fields: Any) -> Any:
     """Results with everything that a report can show."""
     grid = [{"optim.lr": lr} for lr in (0.0003, 0.001, 0.003)]
     best = {head: grid[2 if head == "max" else 1] for head in heads}

@@ -37,7 +37,7 @@ def arms(count: int, seeds: int, spread: float = 0.01, seed: int = 0) -> Values:
 
 def compare(values: Values, contrasts: list[Contrast], **changes: Any) -> list[Difference]:
     arguments = {
-        "baselines": dict.fromkeys(values, "avg"),
+        "others": [(label, "avg") for label in values],
         "primary": PRIMARY,
         "confidence": 0.95,
         "detect": 0.01,
@@ -46,9 +46,9 @@ def compare(values: Values, contrasts: list[Contrast], **changes: Any) -> list[D
     return compare_arms(entries(values), contrasts, **arguments)
 
 
-def to_avg(runs: list[dict[str, Any]]) -> dict[str, str]:
-    """The baselines of a study whose baseline is avg."""
-    return {run["pool"]: "avg" for run in runs}
+def to_avg(runs: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Every arm and avg."""
+    return [(run["pool"], "avg") for run in runs]
 
 
 def test_a_difference_holds_all_that_the_report_shows() -> None:

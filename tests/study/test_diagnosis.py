@@ -111,6 +111,7 @@ def test_retrieval_sets_serve_too(recipe: Recipe, colour_set: Path) -> None:
     assert any("has no classes" in reason for reason in left_out(results))
 
 
+@pytest.mark.long
 def test_a_set_asked_for_other_tasks_serves_too(recipe: Recipe, colour_set: Path, tmp_path: Path) -> None:
     shutil.copytree(colour_set, tmp_path / "colours")
     (tmp_path / "colours/train/nshards.txt").write_text("3")
@@ -126,6 +127,7 @@ def test_a_set_asked_for_other_tasks_serves_too(recipe: Recipe, colour_set: Path
     assert found is not None and (found.name, found.tasks) == ("choices", ())
 
 
+@pytest.mark.long
 def test_sets_that_can_not_be_diagnosed_are_passed_over(
     recipe: Recipe, colour_set: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -207,6 +207,8 @@ def test_the_same_head_from_other_values_is_a_control(recipe: Recipe) -> None:
     results = compare(study(recipe, pools=pools, seeds=[0, 1, 2]), COMMAND)
     assert results["paired"]
     assert [(each["a"], each["b"]) for each in results["controls"]] == [("avg_head-seed-1", "avg"), ("random", "ggem")]
+    labels = [badge.label for badge in badges(Facts(results)) if badge.label.startswith("control")]
+    assert len(labels) == 2 and "control not judged" not in labels
     own = [run["metrics"] for run in results["runs"] if run["pool"] == "avg"]
     other = [run["metrics"] for run in results["runs"] if run["pool"] == "avg_head-seed-1"]
     assert own != other

@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def variant(name: str) -> dict[str, Any]:
+def variant(name: str) -> Any:
     return study_results(**{"seeds": 5} | VARIANTS[name])
 
 
@@ -65,7 +65,7 @@ def test_every_study_has_all_four_forms(name: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert read_results(tmp_path) == results
     assert write_report(tmp_path, results) == tmp_path / "report.html"
-    report, page = build(results), (tmp_path / "report.html").read_text()  # type: ignore[arg-type]
+    report, page = build(results), (tmp_path / "report.html").read_text()
     text, shown_text = (tmp_path / "report.md").read_text(), terminal(results)
     for answer in report.answers:
         assert answer.text.split(":")[0].replace("_", r"\_") in text.replace(r"\_", "_").replace("_", r"\_")
@@ -82,7 +82,7 @@ def test_every_study_has_all_four_forms(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_renderers_agree_on_every_number(name: str) -> None:
     results = variant(name)
-    report = build(results)  # type: ignore[arg-type]
+    report = build(results)
     text, page = markdown(results).replace("\\", ""), re.sub(r"<[^>]+>", "\n", html_text(report).replace("<wbr>", ""))
     for table in tables(report):
         for row in table.rows:
@@ -149,18 +149,18 @@ def difference(**fields: Any) -> dict[str, Any]:
 )
 def test_the_sentence_says_what_was_found(fields: dict[str, Any], expected: str) -> None:
     start = "On tiny_imagenet (top-1 accuracy), ggem against avg: "
-    assert sentence(difference(**fields), interim=False).text == start + expected  # type: ignore[arg-type]
+    assert sentence(difference(**fields), interim=False).text == start + expected
 
 
 def test_interim_verdicts_are_marked_everywhere() -> None:
     results = variant("interim")
-    report = build(results)  # type: ignore[arg-type]
+    report = build(results)
     assert all("(interim)" in answer.verdict for answer in report.answers)
     assert [badge.state for badge in report.badges if badge.label == "interim: 12 of 15 runs"] == ["warn"]
     for text in (terminal(results), markdown(results), html_text(report)):
         assert "(interim)" in text and "interim: 12 of 15 runs" in text
     assert "the loss is nan at step 300" in html_text(report)
-    assert any("not finished" in line for line in limit_lines(Facts(results)))  # type: ignore[arg-type]
+    assert any("not finished" in line for line in limit_lines(Facts(results)))
 
 
 def test_controls_must_tie() -> None:
@@ -168,15 +168,15 @@ def test_controls_must_tie() -> None:
     entry = next(d for d in results["differences"] if d["a"] == "gem" and d["metric"] == results["primary"])
     for low, high, expected in ((-0.001, 0.002, "control tied"), (0.001, 0.002, "control did not tie")):
         entry |= {"low": low, "high": high}
-        assert expected in [badge.label for badge in badges(Facts(results))]  # type: ignore[arg-type]
+        assert expected in [badge.label for badge in badges(Facts(results))]
     entry |= {"low": None, "high": None}
-    assert "control not judged" in [badge.label for badge in badges(Facts(results))]  # type: ignore[arg-type]
-    assert "no control" in [badge.label for badge in badges(Facts(variant("three seeds")))]  # type: ignore[arg-type]
+    assert "control not judged" in [badge.label for badge in badges(Facts(results))]
+    assert "no control" in [badge.label for badge in badges(Facts(variant("three seeds")))]
 
 
 def test_limits_come_from_the_study() -> None:
     def lines(**fields: Any) -> str:
-        return "\n".join(limit_lines(Facts(study_results(**fields))))  # type: ignore[arg-type]
+        return "\n".join(limit_lines(Facts(study_results(**fields))))
 
     assert "It has 1 seed." in lines(seeds=1)
     assert "It has 5 seeds" in lines(seeds=5) and "seeds. An interval" not in lines(seeds=12)
@@ -188,11 +188,11 @@ def test_limits_come_from_the_study() -> None:
 
 
 def test_arms_of_one_head_share_its_colour() -> None:
-    looks = Facts(variant("axes")).looks  # type: ignore[arg-type]
+    looks = Facts(variant("axes")).looks
     assert len({(look.colour, look.shape) for look in looks.values()}) == len(looks) == 30
     assert len({look.colour for arm, look in looks.items() if arm.startswith("ggem,")}) == 1
     assert looks["avg,lr=0.0001"].colour == 0
-    many = Facts(full_results(seeds=1)).looks  # type: ignore[arg-type]
+    many = Facts(full_results(seeds=1)).looks
     assert len(set(many.values())) == len(HEADS)
 
 

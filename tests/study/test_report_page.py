@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return html_text(build(FULL))  # type: ignore[arg-type]
+    return html_text(build(FULL))
 
 
 def test_the_page_is_well_formed_and_labelled(page: str) -> None:
@@ -56,7 +56,7 @@ def test_the_page_is_well_formed_and_labelled(page: str) -> None:
         page,
         html_text(build(study_results(seeds=1))),
         html_text(build(study_results(seeds=2, heads=("avg",)))),
-    ):  # type: ignore[arg-type]
+    ):
         elements = Page(text).elements
         ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
         assert len(ids) == len(set(ids))
@@ -83,7 +83,7 @@ def test_the_page_needs_nothing_from_elsewhere(page: str) -> None:
 def test_large_studies_stay_small() -> None:
     axes: dict[str, list[Any]] = {"optim.lr": [1e-4, 3e-4, 1e-3]}
     heads = ("cls", "avg", "max", "gem", "ggem", "relu_avg", "lse", "map", "simpool", "avg_mlp")
-    assert len(html_text(build(study_results(heads, seeds=20, axes=axes)))) < 3_000_000  # type: ignore[arg-type]
+    assert len(html_text(build(study_results(heads, seeds=20, axes=axes)))) < 3_000_000
 
 
 def luminance(colour: list[float]) -> float:
@@ -231,7 +231,7 @@ def test_copy_buttons_copy_the_text(browser: Any, place: Path) -> None:
     with Visit(browser, place, permissions=["clipboard-read", "clipboard-write"]) as page:
         buttons = page.locator("button.copy")
         assert buttons.count() == 4
-        for i, expected in ((0, FULL["command"]), (1, methods(Facts(FULL)))):  # type: ignore[arg-type]
+        for i, expected in ((0, FULL["command"]), (1, methods(Facts(FULL)))):
             buttons.nth(i).click()
             buttons.nth(i).filter(has_text="Copied").wait_for()
             assert page.evaluate("navigator.clipboard.readText()") == expected

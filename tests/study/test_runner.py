@@ -204,6 +204,7 @@ def test_every_task_has_its_main_metric_in_the_first_table() -> None:
     assert metrics_of(results, primary=False) == [*main, *other, *unknown]
 
 
+@pytest.mark.long
 def test_malformed_results_are_one_line(recipe: Recipe, unchecked: None) -> None:
     """A seeded sample of all places and values, the diagnostics' included."""
     config = study(recipe, images=8)

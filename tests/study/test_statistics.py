@@ -109,7 +109,7 @@ def test_heavy_tails_only_make_it_cautious(seeds: int, ratio: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
-@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("ratio", [0, pytest.param(1, marks=pytest.mark.long), 3])
 @pytest.mark.parametrize("kind", ["normal", pytest.param("t3", marks=pytest.mark.long)])
 def test_all_claims_of_a_family_are_right_at_once(seeds: int, ratio: int, kind: str) -> None:
     """Three arms that share a baseline: equal ones, and two of which one is better and one at the margin."""
